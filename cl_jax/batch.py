@@ -1,0 +1,34 @@
+"""What a training step sees: a batch of examples, and where they came from."""
+
+from typing import Any, NamedTuple
+
+import jax
+
+
+class Reference(NamedTuple):
+    """Where examples live: rows of the data set on the device, seen through a task's transformation."""
+
+    index: jax.Array  # int32 [B], row of the data set
+    task: jax.Array  # int32 [B], number of the task, from 0
+
+
+class Batch(NamedTuple):
+    """Examples as a model and a loss see them. `None` means the default said at the field."""
+
+    x: Any  # [B, ...] model input
+    y: jax.Array  # int32 [B] index of the right output
+    active: jax.Array | None = None  # bool [B, C] outputs that compete in the softmax; None: all
+    weight: jax.Array | None = None  # float32 [B], loss = sum(weight * loss_i); None: 1 / B each
+    reference: Reference | None = None  # set by the sweep engine, absent in a user's own loop
+
+
+class Task(NamedTuple):
+    """The training set of the task just finished, as methods see it at its boundary.
+
+    `examples` is whatever the method's `render` turns into a `Batch`: in the sweep engine references, in a user's
+    own loop a `Batch` itself. Padded with invalid rows so that tasks of different sizes share one shape.
+    """
+
+    number: jax.Array  # int32 (), from 0
+    examples: Any  # pytree with leading axis N
+    valid: jax.Array  # bool [N]

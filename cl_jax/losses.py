@@ -1,0 +1,30 @@
+"""Cross-entropy over the active outputs, and the task loss every method adds to."""
+
+import jax
+import jax.numpy as jnp
+
+from cl_jax.batch import Batch
+from cl_jax.model import Model, Params
+
+
+def log_probabilities(logits: jax.Array, active: jax.Array | None) -> jax.Array:
+    """log softmax over the active outputs; inactive ones get the lowest finite float (probability 0, no NaN).
+
+    Args:
+        logits: float [..., C].
+        active: bool [..., C] or None (all active).
+    """
+    if active is not None:
+        logits = jnp.where(active, logits, jnp.finfo(logits.dtype).min / 2)
+    return jax.nn.log_softmax(logits, axis=-1)
+
+
+def cross_entropy(logits: jax.Array, y: jax.Array, active: jax.Array | None = None) -> jax.Array:
+    """-log p(y | x) per example, in nats: float [B] from logits [B, C], labels int [B] and active bool [B, C]."""
+    return -jnp.take_along_axis(log_probabilities(logits, active), y[..., None], axis=-1)[..., 0]
+
+
+def task_loss(model: Model, params: Params, batch: Batch) -> jax.Array:
+    """sum_i weight_i * cross_entropy_i, a scalar; the mean over the batch when it has no weights."""
+    losses = cross_entropy(model.apply(params, batch.x), batch.y, batch.active)
+    return jnp.mean(losses) if batch.weight is None else jnp.sum(batch.weight * losses)

@@ -1,0 +1,167 @@
+"""The results table as configurations, members that differ in their seed only; which one each method is shown by."""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow
+import pyarrow.compute as compute
+
+from cl_jax import metrics
+from cl_jax.errors import UserError
+
+BASELINE = "finetune"  # label of the lower bound
+UPPER_BOUND = "joint"  # label of training on all tasks at once
+SELECTION_PROTOCOL = "validation accuracy, all tasks, all seeds"
+COLUMNS = ("member", "method", "stream", "seed", "diverged", "after_task", "task", "split", "metric", "value")
+METRICS = {
+    "average_accuracy": lambda matrix, initial: metrics.average_accuracy(matrix),
+    "average_incremental_accuracy": lambda matrix, initial: metrics.average_incremental_accuracy(matrix),
+    "learning_accuracy": lambda matrix, initial: metrics.learning_accuracy(matrix),
+    "forgetting": lambda matrix, initial: metrics.forgetting(matrix),
+    "backward_transfer": lambda matrix, initial: metrics.backward_transfer(matrix),
+    "forward_transfer": metrics.forward_transfer,
+}
+
+
+class Configuration(NamedTuple):
+    """Members equal in everything but their seed, sorted by seed."""
+
+    stream: str
+    method: str
+    hyper_parameters: dict[str, Any]  # every "config." column but the seed, without that prefix
+    members: list[str]  # [S]
+    seeds: np.ndarray  # int [S]
+    diverged: np.ndarray  # bool [S]
+    complete: np.ndarray  # bool [S], every task has a test accuracy after the last task
+    accuracy: dict[str, np.ndarray]  # split -> R [S, T, T]
+    initial: dict[str, np.ndarray]  # split -> [S, T]
+
+    @property
+    def unfinished(self) -> np.ndarray:
+        """bool [S]: neither complete nor diverged."""
+        return ~self.complete & ~self.diverged
+
+    def scores(self, metric: str, split: str = "test") -> np.ndarray:
+        """float64 [S_complete]: the metric of every complete member."""
+        # Future classes of a class-incremental stream have no active outputs: nothing to transfer to.
+        undefined = self.stream.rsplit("/", 1)[-1] in ("class", "class-incremental")
+        initial = None if undefined else self.initial[split][self.complete]
+        return METRICS[metric](self.accuracy[split][self.complete], initial)
+
+
+class Stream(NamedTuple):
+    """All results on one task stream."""
+
+    label: str
+    num_tasks: int
+    configurations: list[Configuration]  # in order of appearance
+    chosen: dict[str, Configuration]  # method -> the configuration it is shown by, in order of appearance
+    swept: dict[str, list[str]]  # method -> hyper-parameters with more than one value
+
+    def of(self, method: str) -> list[Configuration]:
+        """The configurations of one method."""
+        return [configuration for configuration in self.configurations if configuration.method == method]
+
+
+def read(table: pyarrow.Table, num_tasks: Mapping[str, int] | None = None) -> list[Stream]:
+    """Groups the tidy results table by stream and configuration, and chooses one configuration a method.
+
+    Args:
+        table: one row a value; the columns of `COLUMNS` and any number that start with "config.".
+        num_tasks: stream -> T; a stream not named has as many tasks as its largest task number.
+
+    Raises:
+        UserError: a column is missing, the table is empty, or two members of a configuration share a seed.
+    """
+    missing = [name for name in COLUMNS if name not in table.column_names]
+    if missing:
+        raise UserError(f"the results table lacks {', '.join(missing)}; it needs the columns {', '.join(COLUMNS)}.")
+    if not table.num_rows:
+        raise UserError("the results table is empty: no task has finished yet. Run the experiment, then report.")
+    labels = table["stream"].cast("string")
+    return [
+        _read_stream(table.filter(compute.equal(labels, label)), label, (num_tasks or {}).get(label))
+        for label in labels.unique().to_pylist()
+    ]
+
+
+def choose(configurations: list[Configuration]) -> Configuration:
+    """The configuration with the best mean validation average accuracy over its complete seeds; ties: the first.
+
+    The test split plays no part. One with a diverged or an unfinished member is taken only if there is no other.
+    """
+
+    def rank(configuration: Configuration) -> tuple[bool, bool, bool, float]:
+        value = validation_score(configuration)
+        sound = not configuration.diverged.any()
+        return bool(configuration.complete.any()), sound, bool(configuration.complete.all()), value
+
+    return max(configurations, key=rank)
+
+
+def validation_score(configuration: Configuration) -> float:
+    """Mean validation average accuracy over the complete seeds; -inf where there is none."""
+    scores = configuration.scores("average_accuracy", "validation")
+    return float(scores.mean()) if len(scores) and not np.isnan(scores).any() else -np.inf
+
+
+def _read_stream(table: pyarrow.Table, label: str, num_tasks: int | None) -> Stream:
+    names = [name for name in table.column_names if name.startswith("config.") and name != "config.seed"]
+    member_column = table["member"].cast("string").combine_chunks()
+    members = member_column.unique()
+    first = compute.index_in(members, value_set=member_column)
+    facts = table.select(["method", "seed", *names]).take(first).to_pylist()
+    diverged = set(compute.unique(member_column.filter(table["diverged"].combine_chunks())).to_pylist())
+
+    members = members.to_pylist()
+    if num_tasks is None:
+        num_tasks = max(compute.max(table["task"]).as_py(), compute.max(table["after_task"]).as_py())
+    read = {split: metrics.accuracy_matrices(table, members, split, num_tasks) for split in ("test", "validation")}
+    groups: dict[tuple, list[int]] = {}
+    for index, fact in enumerate(facts):
+        groups.setdefault((fact["method"], *(_hashable(fact[name]) for name in names)), []).append(index)
+
+    configurations = []
+    for group in groups.values():
+        group = sorted(group, key=lambda index: facts[index]["seed"])
+        fact, seeds = facts[group[0]], [facts[index]["seed"] for index in group]
+        if len(set(seeds)) < len(seeds):
+            raise UserError(
+                f"two members of method {fact['method']!r} on {label!r} have the same seed and hyper-parameters: "
+                f"{', '.join(members[index] for index in group)}. Keep one, or add the column in which they differ."
+            )
+        configurations.append(
+            Configuration(
+                stream=label,
+                method=fact["method"],
+                hyper_parameters={name.removeprefix("config."): fact[name] for name in names},
+                members=[members[index] for index in group],
+                seeds=np.array(seeds),
+                diverged=np.array([members[index] in diverged for index in group]),
+                complete=~np.isnan(read["test"][0][group, -1]).any(axis=-1),
+                accuracy={split: matrix[group] for split, (matrix, _) in read.items()},
+                initial={split: initial[group] for split, (_, initial) in read.items()},
+            )
+        )
+    methods = list(dict.fromkeys(configuration.method for configuration in configurations))
+    of = {method: [each for each in configurations if each.method == method] for method in methods}
+    return Stream(
+        label,
+        num_tasks,
+        configurations,
+        chosen={method: choose(of[method]) for method in methods},
+        swept={method: _swept(of[method]) for method in methods},
+    )
+
+
+def _swept(configurations: list[Configuration]) -> list[str]:
+    def values(name: str) -> set:
+        return {_hashable(configuration.hyper_parameters[name]) for configuration in configurations}
+
+    return [name for name in configurations[0].hyper_parameters if len(values(name)) > 1]
+
+
+def _hashable(value: Any) -> Any:
+    # repr: NaN equals itself, 1 and True differ, lists are allowed.
+    return repr(value)

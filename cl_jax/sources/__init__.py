@@ -1,0 +1,88 @@
+"""Where images and labels come from: `load(name)` gives one `Source`, whatever the format behind it.
+
+Host arrays only; nothing here imports JAX, and a reader is imported only when asked for.
+"""
+
+import dataclasses
+import functools
+import hashlib
+from pathlib import Path
+
+import numpy as np
+
+from cl_jax import errors
+
+_KNOWN = ("digits", "idx:<folder>", "tfds:mnist", "tfds:fashion_mnist", "tfds:kmnist", "tfds:<name>")
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Source:
+    """A classification set of images, as read: nothing scaled, shuffled or left out. The arrays are read-only.
+
+    Divide by `pixel_max` to get [0, 1]. The test arrays are None where a set has no official test split.
+    """
+
+    name: str  # as `load` takes it; for TFDS with the version that was read
+    train_images: np.ndarray  # uint8 [N, H, W, C], C = 1 for grey
+    train_labels: np.ndarray  # int32 [N], in 0..num_classes-1
+    test_images: np.ndarray | None  # uint8 [M, H, W, C]
+    test_labels: np.ndarray | None  # int32 [M]
+    num_classes: int
+    pixel_max: int  # 16 for digits, 255 for all others
+
+    def __post_init__(self) -> None:
+        for array in self._arrays().values():
+            if array is not None:
+                array.setflags(write=False)
+
+    @functools.cached_property
+    def sha256(self) -> str:
+        """Digest of names, shapes, dtypes (little-endian) and bytes of the four arrays: ties a result to its data.
+
+        The order of examples counts, the source's name does not: one set read from gzip and from raw files is equal.
+        """
+        digest = hashlib.sha256()
+        for name, array in self._arrays().items():
+            if array is None:
+                digest.update(f"{name} none\n".encode())
+                continue
+            array = np.ascontiguousarray(array, array.dtype.newbyteorder("<"))
+            digest.update(f"{name} {array.dtype.str} {array.shape}\n".encode())
+            digest.update(array.data)
+        return digest.hexdigest()
+
+    def _arrays(self) -> dict[str, np.ndarray | None]:
+        return {name: getattr(self, name) for name in ("train_images", "train_labels", "test_images", "test_labels")}
+
+
+def load(name: str, folder: Path | None = None) -> Source:
+    """Reads a data source by name.
+
+    Args:
+        name: one of
+            `digits`: 1797 handwritten digits of 8 x 8 pixels in 0..16, part of scikit-learn, no test split;
+            `idx:<folder>`, or `idx` with `folder`: a folder of four IDX files, the format of MNIST, in their order;
+            `tfds:<name>[/config][:version]`: an image-classification set of TensorFlow Datasets, in its order
+            (a hash shuffle, equal everywhere, which is not the order of the original files).
+        folder: for `idx:<folder>` what a relative folder is relative to (default: where the process runs); for `tfds`
+            a folder of prepared TFDS data or of the original files, see `cl_jax.sources.tfds`; no meaning to `digits`.
+
+    Raises:
+        UserError: an unknown name, or data that is absent or not what it should be.
+    """
+    kind, _, rest = name.partition(":")
+    if name == "digits":
+        from cl_jax.sources import digits
+
+        return digits.load()
+    if kind == "idx":
+        from cl_jax.sources import idx
+
+        if not rest and folder is None:
+            raise errors.UserError("data source 'idx' needs the folder of its files: 'idx:<folder>'.")
+        return idx.load((folder or Path()) / Path(rest).expanduser(), name)
+    if kind == "tfds" and rest:
+        from cl_jax.sources import tfds
+
+        return tfds.load(rest, folder)
+    raise errors.unknown("data source", name, _KNOWN)
