@@ -123,18 +123,17 @@ def accuracy_matrices(
     table: pyarrow.Table, members: Sequence[str], split: str = "test", num_tasks: int | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
     """R [M, T, T] and initial [M, T] of the members named, in their order; as `accuracy_matrix`."""
-    import pyarrow
-    import pyarrow.compute as compute
+    from pyarrow import compute
 
+    wanted = (compute.field("split") == split) & (compute.field("metric") == "accuracy")
     if num_tasks is None:
-        num_tasks = max((max(compute.max(table[name]).as_py() or 0 for name in ("task", "after_task")), 1))
-    wanted = compute.and_(
-        compute.equal(table["split"].cast("string"), split), compute.equal(table["metric"].cast("string"), "accuracy")
-    )
-    rows = table.select(["member", "after_task", "task", "value"]).filter(wanted)
-    member = compute.index_in(rows["member"].cast("string"), value_set=pyarrow.array(members, "string"))
-    known = member.is_valid()
-    rows, member = rows.filter(known), member.filter(known).to_numpy()
+        num_tasks = max(table[name].to_numpy().max(initial=1) for name in ("task", "after_task"))
+    rows = table.select(["member", "split", "metric", "after_task", "task", "value"]).filter(wanted)
+    encoded = rows["member"].cast("string").combine_chunks().dictionary_encode()
+    index = {member: position for position, member in enumerate(members)}
+    positions = np.array([index.get(member, -1) for member in encoded.dictionary.to_pylist()], np.int64)
+    member = positions[encoded.indices.to_numpy()]
+    rows, member = rows.filter(member >= 0), member[member >= 0]
     after, task, value = (rows[name].to_numpy() for name in ("after_task", "task", "value"))
     if len(task) and (task.max() > num_tasks or after.max() > num_tasks or task.min() < 1 or after.min() < 0):
         raise UserError(

@@ -90,15 +90,14 @@ def _strength(stream: Stream) -> Figure:
         if panel.chosen is not None:
             shape = _rule("x", float(panel.position[panel.chosen]))
             layout["shapes"].append(shape | {"layer": "below", "line": {"color": "rgba(138,143,152,0.3)", "width": 8}})
-        layout["annotations"] = [
-            {"x": float(x), "y": 0, "yref": "paper", "text": "diverged", "textangle": -90, "showarrow": False}
-            | {"yanchor": "bottom", "font": {"size": 10, "color": METRIC_COLOURS["forgetting"]}}
-            for x in panel.position[panel.diverged]
-        ]
+        if panel.diverged.any():
+            data.append(_crosses(panel.position[panel.diverged]))
         charts.append(Chart(printable(panel.method), data, layout))
     legend = [("line", colour, metric) for metric, colour in METRIC_COLOURS.items()]
     legend += [(dash, GREY, f"{name}, average accuracy") for name, dash in bounds.items()]
-    return Figure("strength", charts, [*legend, ("bar", "rgba(138,143,152,0.35)", "chosen")])
+    legend += [("bar", "rgba(138,143,152,0.35)", "chosen")]
+    legend += [("cross", "", "a seed diverged")] * any(panel.diverged.any() for panel in found)
+    return Figure("strength", charts, legend)
 
 
 def _matrices(stream: Stream) -> Figure:
@@ -189,6 +188,18 @@ def _line(
     return [area, line] if band and known.sum() > 1 else [line]
 
 
+def _crosses(positions: np.ndarray) -> Json:
+    return {
+        "type": "scatter",
+        "mode": "markers",
+        "x": positions.tolist(),
+        "y": [0] * len(positions),
+        "marker": {"symbol": "x", "size": 10, "color": METRIC_COLOURS["forgetting"]},
+        "cliponaxis": False,
+        "hovertemplate": "a seed diverged<extra></extra>",
+    }
+
+
 def _path(points: list[Point]) -> Json:
     ends = [(float(point.learning.mean), float(point.forgetting.mean)) for point in points]
     path = {"type": "scatter", "mode": "lines", "hoverinfo": "skip"}
@@ -211,6 +222,8 @@ def _points(points: list[Point], style: Style) -> Json:
         "marker": {
             "color": style.colour,
             "size": [13 if point.chosen else 7 for point in points],
+            "opacity": [1.0 if point.chosen else 0.75 for point in points],
+            "line": {"width": [2 if point.diverged else 0 for point in points], "color": style.colour},
             "symbol": [style.marker + "-open" * point.diverged for point in points],
         },
         "text": [_describe(point) for point in points],
@@ -261,4 +274,6 @@ def _text(text: str) -> str:
 
 def _list(values: np.ndarray) -> list:
     """Nested lists with None for NaN, which JSON lacks."""
-    return np.where(np.isnan(values), None, values.astype(object)).tolist()
+    filled = values.astype(object)
+    filled[np.isnan(values)] = None
+    return filled.tolist()

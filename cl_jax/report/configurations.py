@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow
-import pyarrow.compute as compute
+from pyarrow import compute
 
 from cl_jax import metrics
 from cl_jax.errors import UserError
@@ -79,10 +79,9 @@ def read(table: pyarrow.Table, num_tasks: Mapping[str, int] | None = None) -> li
         raise UserError(f"the results table lacks {', '.join(missing)}; it needs the columns {', '.join(COLUMNS)}.")
     if not table.num_rows:
         raise UserError("the results table is empty: no task has finished yet. Run the experiment, then report.")
-    labels = table["stream"].cast("string")
     return [
-        _read_stream(table.filter(compute.equal(labels, label)), label, (num_tasks or {}).get(label))
-        for label in labels.unique().to_pylist()
+        _read_stream(table.filter(compute.field("stream") == label), label, (num_tasks or {}).get(label))
+        for label in table["stream"].unique().to_pylist()
     ]
 
 
@@ -108,15 +107,11 @@ def validation_score(configuration: Configuration) -> float:
 
 def _read_stream(table: pyarrow.Table, label: str, num_tasks: int | None) -> Stream:
     names = [name for name in table.column_names if name.startswith("config.") and name != "config.seed"]
-    member_column = table["member"].cast("string").combine_chunks()
-    members = member_column.unique()
-    first = compute.index_in(members, value_set=member_column)
-    facts = table.select(["method", "seed", *names]).take(first).to_pylist()
-    diverged = set(compute.unique(member_column.filter(table["diverged"].combine_chunks())).to_pylist())
-
-    members = members.to_pylist()
-    if num_tasks is None:
-        num_tasks = max(compute.max(table["task"]).as_py(), compute.max(table["after_task"]).as_py())
+    encoded = table["member"].cast("string").combine_chunks().dictionary_encode()
+    members, codes = encoded.dictionary.to_pylist(), encoded.indices.to_numpy()
+    facts = table.select(["method", "seed", *names]).take(np.unique(codes, return_index=True)[1]).to_pylist()
+    diverged = np.bincount(codes[table["diverged"].to_numpy()], minlength=len(members)) > 0
+    num_tasks = num_tasks or int(max(table[name].to_numpy().max() for name in ("task", "after_task")))
     read = {split: metrics.accuracy_matrices(table, members, split, num_tasks) for split in ("test", "validation")}
     groups: dict[tuple, list[int]] = {}
     for index, fact in enumerate(facts):
@@ -138,8 +133,8 @@ def _read_stream(table: pyarrow.Table, label: str, num_tasks: int | None) -> Str
                 hyper_parameters={name.removeprefix("config."): fact[name] for name in names},
                 members=[members[index] for index in group],
                 seeds=np.array(seeds),
-                diverged=np.array([members[index] in diverged for index in group]),
-                complete=~np.isnan(read["test"][0][group, -1]).any(axis=-1),
+                diverged=diverged[group],
+                complete=np.isfinite(read["test"][0][group, -1]).all(axis=-1),
                 accuracy={split: matrix[group] for split, (matrix, _) in read.items()},
                 initial={split: initial[group] for split, (_, initial) in read.items()},
             )

@@ -20,7 +20,7 @@ from cl_jax.report.tables import printable
 FORMATS = ("svg", "pdf", "png")
 _MARKERS = {"circle": "o", "square": "s", "diamond": "D", "triangle-up": "^", "x": "X", "star": "*"}
 _DASHES = {"solid": "-", "dash": "--", "dot": ":", "dashdot": "-."}
-_STYLE = {
+_STYLE: dict[Any, Any] = {
     "text.parse_math": False,  # a label is text, whatever characters are in it
     "svg.hashsalt": "cl_jax",  # the same figure, the same bytes
     "svg.fonttype": "none",
@@ -132,7 +132,7 @@ def strength_curves(stream: Stream) -> Figure | None:
     if not found:
         return None
     figure, axes = _grid(len(found), 2.3, 1.9)
-    bounds = {BASELINE: ":", UPPER_BOUND: "--"}
+    bounds: dict[str, Any] = {BASELINE: ":", UPPER_BOUND: "--"}
     for axis, panel in zip(axes, found, strict=True):
         for metric, spans in panel.metrics.items():
             _band(axis, panel.position, spans, METRIC_COLOURS[metric], "-", "o")
@@ -141,7 +141,7 @@ def strength_curves(stream: Stream) -> Figure | None:
         if panel.chosen is not None:
             axis.axvline(panel.position[panel.chosen], color="#b9bec6", linewidth=4, alpha=0.5, zorder=0)
         for position in panel.position[panel.diverged]:
-            axis.plot(position, 0, marker="x", color="black", zorder=5)
+            axis.plot(position, 0, marker="x", color=METRIC_COLOURS["forgetting"], markeredgewidth=2, zorder=5)
         kept = _thinned(panel.position)
         axis.set_xticks(panel.position[kept], [panel.ticks[i] for i in kept])
         axis.set(title=_title(panel.method), xlabel=_title(panel.name))
@@ -158,7 +158,7 @@ def strength_curves(stream: Stream) -> Figure | None:
     handles.append(Line2D([], [], color="#b9bec6", linewidth=4, alpha=0.5))
     labels.append("chosen")
     if any(panel.diverged.any() for panel in found):
-        handles.append(Line2D([], [], color="black", marker="x", linestyle=""))
+        handles.append(Line2D([], [], color=METRIC_COLOURS["forgetting"], marker="x", markeredgewidth=2, linestyle=""))
         labels.append("a seed diverged")
     _legend(figure, handles, labels)
     return figure

@@ -113,7 +113,8 @@ def _notes(stream: Stream, chosen: Configuration, candidates: list[Configuration
     if unfinished:
         notes.append(f"{unfinished} of {len(others)} other configurations with an unfinished seed")
     if others and math.isinf(validation_score(chosen)):
-        notes.append("no validation accuracy to choose by, the first configuration is shown")
+        reason = "no validation accuracy" if chosen.complete.any() else "no finished run"
+        notes.append(f"{reason} to choose by, the first configuration is shown")
     return notes
 
 

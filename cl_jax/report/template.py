@@ -24,7 +24,7 @@ td { text-align: right; border-bottom: 1px solid var(--rule); white-space: nowra
 th, td { padding: 6px 10px; }
 th:first-child, td:first-child { padding-left: 0; }
 th.words, td.words { text-align: left; }
-td.words { white-space: normal; overflow-wrap: anywhere; min-width: 9ch; }
+td.words { white-space: normal; overflow-wrap: anywhere; min-width: 15ch; }
 td .swatch { margin-right: 8px; }
 .flag { color: var(--warn); }
 ul.notes { font-size: 14px; color: var(--soft); padding-left: 20px; max-width: none; }
@@ -34,6 +34,8 @@ ul.notes { font-size: 14px; color: var(--soft); padding-left: 20px; max-width: n
 .legend i { display: inline-block; width: 22px; border-top: 3px solid var(--colour); }
 .legend i.dash { border-top-style: dashed; } .legend i.dot { border-top-style: dotted; }
 .legend i.bar { border: 0; width: 9px; height: 16px; background: var(--colour); }
+.legend i.cross { border: 0; width: auto; font-style: normal; font-weight: 700; color: #d1495b; }
+.legend i.cross::before { content: "\\2715"; }
 .legend i.viridis { border: 0; width: 140px; height: 11px; border-radius: 2px;
   background: linear-gradient(90deg, #440154, #3b528b, #21918c, #5ec962, #fde725); }
 .panels { display: grid; gap: 18px 14px; grid-template-columns: repeat(auto-fill, minmax(min(255px, 100%), 1fr)); }

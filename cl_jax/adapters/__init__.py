@@ -1,0 +1,23 @@
+"""Adapters by name: what is trained."""
+
+from typing import Any
+
+from cl_jax.adapters.adapter import Adapter
+from cl_jax.adapters.freeze import Freeze
+from cl_jax.adapters.lora import Lora
+from cl_jax.config import config
+from cl_jax.model import Params
+
+
+@config
+class Full:
+    """Every parameter trains: full fine-tuning."""
+
+    def build(self) -> Adapter:
+        return Adapter()
+
+    def check(self, params: Params) -> None:
+        """Nothing can be wrong."""
+
+
+ADAPTERS: dict[str, Any] = {"full": Full, "lora": Lora, "freeze": Freeze}

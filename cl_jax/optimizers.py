@@ -1,0 +1,47 @@
+"""Optimizers as configs: which direction to step in. The learning rate is applied by the training step."""
+
+from typing import Any
+
+import optax
+
+from cl_jax.config import config, static, traced
+
+
+@config
+class Sgd:
+    """theta <- theta - learning_rate * m, m <- momentum * m + gradient.
+
+    `nesterov` is left to optax's definition. `reset`: forget the momentum at every task boundary.
+    """
+
+    learning_rate: float = traced(0.1)
+    momentum: float = traced(0.0, high=1.0)
+    nesterov: bool = static(False)
+    use_momentum: bool = static(False)
+    reset: bool = static(False)
+
+    def build(self) -> optax.GradientTransformation:
+        if not self.use_momentum:
+            return optax.scale(-1.0)
+        return optax.chain(optax.trace(decay=self.momentum, nesterov=self.nesterov), optax.scale(-1.0))
+
+
+@config
+class Adam:
+    """Adam (Kingma and Ba 2015, arXiv 1412.6980): step = learning_rate * m_hat / (sqrt(v_hat) + epsilon).
+
+    `reset`: start the moments and the bias correction anew at every task boundary.
+    """
+
+    learning_rate: float = traced(1e-3)
+    beta1: float = traced(0.9, high=1.0)
+    beta2: float = traced(0.999, high=1.0)
+    epsilon: float = traced(1e-8)
+    reset: bool = static(False)
+
+    def build(self) -> optax.GradientTransformation:
+        return optax.chain(optax.scale_by_adam(self.beta1, self.beta2, self.epsilon), optax.scale(-1.0))
+
+
+OPTIMIZERS: dict[str, Any] = {"sgd": Sgd, "adam": Adam}
+
