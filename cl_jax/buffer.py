@@ -200,7 +200,8 @@ def sample(key: jax.Array, buffer: Buffer, num: int) -> tuple[Any, jax.Array]:
     filled = jnp.sum(buffer.occupied[: num_regions * quota].reshape(num_regions, quota), axis=1, dtype=jnp.int32)
     ends = jnp.cumsum(filled)
     total = ends[-1]
-    rank = jax.random.randint(key, (num,), 0, jnp.maximum(total, 1))
+    words = jax.random.bits(key, (num,))
+    rank = (words % jnp.maximum(total, 1).astype(jnp.uint32)).astype(jnp.int32)
     # Each region is filled from its start, so the rank-th occupied slot needs a search over regions, not over slots.
     region = jnp.minimum(jnp.searchsorted(ends, rank, side="right"), num_regions - 1).astype(jnp.int32)
     slot = jnp.where(total > 0, region * quota + rank - (ends - filled)[region], 0)

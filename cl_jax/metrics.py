@@ -126,8 +126,7 @@ def accuracy_matrices(
     from pyarrow import compute
 
     wanted = (compute.field("split") == split) & (compute.field("metric") == "accuracy")
-    if num_tasks is None:
-        num_tasks = max(table[name].to_numpy().max(initial=1) for name in ("task", "after_task"))
+    num_tasks = num_tasks or max(int(table[name].to_numpy().max(initial=1)) for name in ("task", "after_task"))
     rows = table.select(["member", "split", "metric", "after_task", "task", "value"]).filter(wanted)
     encoded = rows["member"].cast("string").combine_chunks().dictionary_encode()
     index = {member: position for position, member in enumerate(members)}
@@ -144,7 +143,7 @@ def accuracy_matrices(
     accuracy[member, after, task - 1] = value
     different = ~np.isclose(accuracy[member, after, task - 1], value, rtol=0, atol=0, equal_nan=True)
     if different.any():
-        where = np.flatnonzero(different)[0]
+        where = int(np.argmax(different))
         raise UserError(
             f"member {members[member[where]]!r} has two {split} accuracies on task {task[where]} after task "
             f"{after[where]}; keep the rows of one run."

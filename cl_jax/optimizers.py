@@ -44,4 +44,3 @@ class Adam:
 
 
 OPTIMIZERS: dict[str, Any] = {"sgd": Sgd, "adam": Adam}
-

@@ -12,14 +12,18 @@ from cl_jax.batch import Reference
 from cl_jax.errors import UserError
 
 KEY = jax.random.key(0)
+# One compilation a shape instead of one an operation.
+insert = jax.jit(buffers.insert, static_argnames="policy")
+sample = jax.jit(buffers.sample, static_argnames="num")
+reservoir_draws = jax.jit(buffers.reservoir_draws, static_argnames="num_regions")
 # The keys are fixed, so a test passes or fails for good; a right implementation had a chance of 1e-4 to fail.
 CHI_SQUARED_QUANTILE = 1 - 1e-4
 
 
 def numbered(start: int, stop: int) -> Reference:
     """Items that say where in the stream they came."""
-    index = jnp.arange(start, stop, dtype=jnp.int32)
-    return Reference(index, 100 + index)
+    index = np.arange(start, stop, dtype=np.int32)
+    return Reference(jnp.asarray(index), jnp.asarray(100 + index))
 
 
 def one_by_one(key, policy, capacity, num_classes, items, valid, classes):
@@ -38,7 +42,7 @@ def one_by_one(key, policy, capacity, num_classes, items, valid, classes):
         elif n < quota:
             offset = n
         else:
-            draw = buffers.reservoir_draws(key, jnp.full(1, n), jnp.full(1, region), num_regions)
+            draw = reservoir_draws(key, np.full(1, n), np.full(1, region), num_regions)
             offset = int(draw[0])
             assert 0 <= offset <= n
         if offset < quota:
@@ -54,7 +58,7 @@ def as_lists(buffer):
 
 
 @pytest.mark.parametrize("policy", buffers.POLICIES)
-@pytest.mark.parametrize(("capacity", "sizes"), [(7, (3, 1, 30, 9)), (1, (1, 4, 2)), (10, (4, 3)), (6, (6, 6))])
+@pytest.mark.parametrize(("capacity", "sizes"), [(7, (4, 1, 30)), (1, (1, 4)), (10, (4, 4))])
 def test_insert_equals_one_by_one(policy, capacity, sizes):
     num_classes = min(3, capacity)
     total = sum(sizes)
@@ -63,7 +67,6 @@ def test_insert_equals_one_by_one(policy, capacity, sizes):
     classes = jnp.asarray(rng.integers(-1, num_classes + 1, total), jnp.int32)  # some out of range: not valid
     buffer = buffers.init(numbered(0, 1), capacity, policy, num_classes)
     single = buffer
-    insert = jax.jit(buffers.insert, static_argnames="policy")
     start = 0
     for size in sizes:
         rows = slice(start, start + size)
@@ -75,7 +78,7 @@ def test_insert_equals_one_by_one(policy, capacity, sizes):
     chex.assert_trees_all_equal(buffer, single)
 
 
-@pytest.mark.parametrize("batch", [1, 4, 24])
+@pytest.mark.parametrize("batch", [1, 24])
 def test_reservoir_keeps_every_item_equally_often(batch):
     capacity, total, runs = 5, 24, 8000
 
@@ -83,7 +86,7 @@ def test_reservoir_keeps_every_item_equally_often(batch):
         buffer = buffers.init(numbered(0, 1), capacity, "reservoir")
         for i, start in enumerate(range(0, total, batch)):
             step_key = jax.random.fold_in(key, i)
-            buffer = buffers.insert(step_key, buffer, numbered(start, start + batch), "reservoir")
+            buffer = insert(step_key, buffer, numbered(start, start + batch), "reservoir")
         return buffer.items.index
 
     kept = np.asarray(jax.jit(jax.vmap(run))(jax.random.split(KEY, runs)))
@@ -119,7 +122,7 @@ def test_reservoir_draws_differ_between_regions_and_positions():
 def test_ring_keeps_the_last_items():
     buffer = buffers.init(numbered(0, 1), 8, "ring")
     for start, stop in [(0, 5), (5, 30), (30, 31)]:
-        buffer = buffers.insert(KEY, buffer, numbered(start, stop), "ring")
+        buffer = insert(KEY, buffer, numbered(start, stop), "ring")
         assert sorted(np.asarray(buffer.items.index[buffer.occupied])) == list(range(max(0, stop - 8), stop))
     assert int(buffer.seen) == 31
 
@@ -128,12 +131,12 @@ def test_class_balanced_quotas():
     capacity, num_classes, quota = 11, 3, 3
     buffer = buffers.init(numbered(0, 1), capacity, "class_balanced", num_classes)
     classes = jnp.array([0] * 50 + [2] * 2, jnp.int32)
-    buffer = buffers.insert(KEY, buffer, numbered(0, 52), "class_balanced", classes=classes)
+    buffer = insert(KEY, buffer, numbered(0, 52), "class_balanced", classes=classes)
     chex.assert_trees_all_equal(np.asarray(buffer.occupied), np.array([1] * 3 + [0] * 3 + [1, 1, 0] + [0, 0], bool))
     assert buffer.items.index[6:8].tolist() == [50, 51]
     assert (buffer.items.index[:quota] < 50).all()
     assert buffer.seen.tolist() == [50, 0, 2]
-    items, valid = buffers.sample(KEY, buffer, 4000)
+    items, valid = sample(KEY, buffer, 4000)
     assert valid.all()
     drawn, counts = np.unique(items.index, return_counts=True)
     assert drawn.tolist() == sorted(buffer.items.index[np.array([0, 1, 2, 6, 7])].tolist())
@@ -144,12 +147,11 @@ def test_class_balanced_quotas():
 def test_unfilled_slots_are_never_returned(policy):
     buffer = buffers.init(numbered(0, 1), 50, policy, 5)
     classes = jnp.array([4, 1, 3], jnp.int32)
-    sample = jax.jit(buffers.sample, static_argnames="num")
     items, valid = sample(KEY, buffer, 64)
     assert not valid.any()
     assert not items.index.any()
     for count in range(1, 4):
-        buffer = buffers.insert(KEY, buffer, numbered(6 + count, 7 + count), policy, classes=classes[count - 1 : count])
+        buffer = insert(KEY, buffer, numbered(6 + count, 7 + count), policy, classes=classes[count - 1 : count])
         items, valid = sample(KEY, buffer, 256)
         assert valid.all()
         assert set(items.index.tolist()) == set(range(7, 7 + count))
@@ -158,9 +160,9 @@ def test_unfilled_slots_are_never_returned(policy):
 def test_invalid_items_are_neither_stored_nor_counted():
     buffer = buffers.init(numbered(0, 1), 4, "reservoir")
     valid = jnp.array([False, True, True, False, True, False])
-    buffer = buffers.insert(KEY, buffer, numbered(0, 6), "reservoir", valid)
+    buffer = insert(KEY, buffer, numbered(0, 6), "reservoir", valid)
     assert as_lists(buffer) == ([1, 2, 4, None], [3])
-    same = buffers.insert(KEY, buffer, numbered(6, 9), "reservoir", jnp.zeros(3, bool))
+    same = insert(KEY, buffer, numbered(6, 9), "reservoir", jnp.zeros(3, bool))
     chex.assert_trees_all_equal(buffer, same)
 
 
@@ -168,10 +170,10 @@ def test_invalid_items_are_neither_stored_nor_counted():
 def test_restored_buffer_goes_on_where_it_was(policy):
     classes = jnp.arange(20, dtype=jnp.int32) % 2
     buffer = buffers.init(numbered(0, 1), 4, policy, 2)
-    buffer = buffers.insert(KEY, buffer, numbered(0, 20), policy, classes=classes)
+    buffer = insert(KEY, buffer, numbered(0, 20), policy, classes=classes)
     restored = jax.tree.map(lambda leaf: jnp.asarray(np.array(leaf)), buffer)
     assert int(restored.seen.sum()) == 20
-    more = [buffers.insert(KEY, b, numbered(20, 40), policy, classes=classes) for b in (buffer, restored)]
+    more = [insert(KEY, b, numbered(20, 40), policy, classes=classes) for b in (buffer, restored)]
     chex.assert_trees_all_equal(*more)
     chex.assert_trees_all_equal_shapes_and_dtypes(buffer, more[0])
 
@@ -180,10 +182,10 @@ def test_restored_buffer_goes_on_where_it_was(policy):
 def test_vmapped_scan_equals_a_loop(policy):
     def step(buffer, key, start):
         key_insert, key_sample = jax.random.split(key)
-        drawn = buffers.sample(key_sample, buffer, 3)
+        drawn = sample(key_sample, buffer, 3)
         index = start + jnp.arange(4, dtype=jnp.int32)
         items = Reference(index, 100 + index)
-        return buffers.insert(key_insert, buffer, items, policy, classes=index % 2), drawn
+        return insert(key_insert, buffer, items, policy, classes=index % 2), drawn
 
     def run(key):
         buffer = buffers.init(numbered(0, 1), 6, policy, 2)
@@ -192,10 +194,11 @@ def test_vmapped_scan_equals_a_loop(policy):
 
     keys = jax.random.split(KEY, 3)
     batched = jax.jit(jax.vmap(run))(keys)
+    one_step = jax.jit(step)
     for member in range(3):
         buffer = buffers.init(numbered(0, 1), 6, policy, 2)
         for i, key in enumerate(jax.random.split(keys[member], 5)):
-            buffer, drawn = step(buffer, key, jnp.int32(4 * i))
+            buffer, drawn = one_step(buffer, key, jnp.int32(4 * i))
             chex.assert_trees_all_equal(drawn, jax.tree.map(lambda leaf, m=member, i=i: leaf[m, i], batched[1]))
         chex.assert_trees_all_equal(buffer, jax.tree.map(lambda leaf, m=member: leaf[m], batched[0]))
 
@@ -205,17 +208,15 @@ def test_no_key_is_used_twice(policy):
     with jax.debug_key_reuse(True):
         buffer = buffers.init(numbered(0, 1), 4, policy, 2)
         key_insert, key_sample = jax.random.split(jax.random.key(1))
-        jax.jit(buffers.insert, static_argnames="policy")(
-            key_insert, buffer, numbered(0, 9), policy, classes=jnp.arange(9, dtype=jnp.int32) % 2
-        )
-        jax.jit(buffers.sample, static_argnames="num")(key_sample, buffer, 5)
+        insert(key_insert, buffer, numbered(0, 9), policy, classes=jnp.arange(9, dtype=jnp.int32) % 2)
+        sample(key_sample, buffer, 5)
 
 
 def test_items_keep_shape_and_dtype():
     items = {"x": jnp.full((3, 2, 2), 7, jnp.uint8), "mask": (jnp.ones((3, 4), bool), jnp.full(3, 0.5, jnp.bfloat16))}
     buffer = buffers.init(jax.eval_shape(lambda: items), 5, "reservoir")
-    buffer = buffers.insert(KEY, buffer, items, "reservoir")
-    drawn, _ = buffers.sample(KEY, buffer, 3)
+    buffer = insert(KEY, buffer, items, "reservoir")
+    drawn, _ = sample(KEY, buffer, 3)
     chex.assert_trees_all_equal(drawn, items)
     chex.assert_trees_all_equal_shapes_and_dtypes(drawn, items)
 
@@ -225,10 +226,10 @@ def test_a_step_writes_in_place(members):
     """Reading, training on and writing one buffer must not copy it: the step's scratch memory stays far smaller."""
 
     def step(buffer, weights, key):
-        items, _ = buffers.sample(key, buffer, 8)
+        items, _ = sample(key, buffer, 8)
         gradient = jax.grad(lambda w: jnp.sum((items @ w) ** 2))(weights)
         new = jnp.ones((8, 64))
-        return buffers.insert(key, buffers.after(buffer, gradient), new, "reservoir"), weights - gradient
+        return insert(key, buffers.after(buffer, gradient), new, "reservoir"), weights - gradient
 
     args = buffers.init(jnp.zeros((1, 64)), 5000, "reservoir"), jnp.ones(64), KEY
     if members is not None:
@@ -241,7 +242,7 @@ def test_a_step_writes_in_place(members):
 
 
 def test_after_changes_nothing():
-    buffer = buffers.insert(KEY, buffers.init(numbered(0, 1), 4, "ring"), numbered(0, 3), "ring")
+    buffer = insert(KEY, buffers.init(numbered(0, 1), 4, "ring"), numbered(0, 3), "ring")
     for value in (0.0, -1.0, jnp.nan, jnp.inf):
         chex.assert_trees_all_equal(buffers.after(buffer, {"w": jnp.full((2, 2), value)}), buffer)
 
@@ -253,7 +254,7 @@ def test_mistakes_are_told():
         buffers.init(numbered(0, 1), 0, "ring")
     with pytest.raises(UserError, match="num_classes=None"):
         buffers.init(numbered(0, 1), 4, "class_balanced")
-    with pytest.raises(UserError, match="capacity 4 for 5 classes.*at least 5"):
+    with pytest.raises(UserError, match=r"capacity 4 for 5 classes.*at least 5"):
         buffers.init(numbered(0, 1), 4, "class_balanced", 5)
     buffer = buffers.init(numbered(0, 1), 4, "class_balanced", 2)
     with pytest.raises(UserError, match="needs `classes`"):

@@ -21,7 +21,12 @@ class LoraState(NamedTuple):
 
 
 def lora(
-    rank: int, alpha: jax.Array | float = 16.0, targets: str = "kernel", *, merge: bool = False, first_task: str = "lora"
+    rank: int,
+    alpha: jax.Array | float = 16.0,
+    targets: str = "kernel",
+    *,
+    merge: bool = False,
+    first_task: str = "lora",
 ) -> Adapter:
     """W_effective = W + (alpha / r) A B for every matrix whose path matches; the original weights stay frozen.
 

@@ -9,7 +9,9 @@ import jax.numpy as jnp
 from cl_jax import buffer as buffers
 from cl_jax import errors
 from cl_jax.batch import Batch, Task
+from cl_jax.config import config, static
 from cl_jax.method import Method, StepInfo
+from cl_jax.methods.context import Context
 from cl_jax.model import Params
 
 WEIGHTINGS = ("union", "sum", "balanced")
@@ -157,3 +159,26 @@ def _join(incoming: Batch, stored: Batch) -> Batch:
         return jax.tree.map(lambda a, b: jnp.concatenate([a, b]), one, two)
 
     return Batch(concatenate("x"), concatenate("y"), concatenate("active"), None, concatenate("reference"))
+
+
+@config
+class Replay:
+    """See `replay`. The replayed batch is `ratio` times as large as the incoming one."""
+
+    capacity: int = static(200, low=1)
+    policy: str = static("reservoir", choices=buffers.POLICIES)
+    ratio: int = static(1, low=1)
+    weighting: str = static("union", choices=WEIGHTINGS)
+    insert: str = static("step", choices=INSERTIONS)
+
+    def build(self, context: Context) -> Method:
+        return replay(
+            self.capacity,
+            num_classes=context.num_outputs,
+            policy=self.policy,
+            batch_size=self.ratio * context.batch_size,
+            weighting=self.weighting,
+            insert=self.insert,
+            store=lambda batch: batch.reference,
+            load=context.render,
+        )

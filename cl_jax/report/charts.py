@@ -40,6 +40,8 @@ def figures(stream: Stream) -> list[Figure]:
 
 
 def _average_accuracy(stream: Stream) -> Figure:
+    if stream.num_tasks == 1:
+        return Figure("average-accuracy", [], [])
     x = list(range(1, stream.num_tasks + 1))
     data = []
     band = len(stream.chosen) <= 10
@@ -79,7 +81,7 @@ def _strength(stream: Stream) -> Figure:
         data = []
         for metric, spans in panel.metrics.items():
             data += _line(panel.position, spans, METRIC_COLOURS[metric], metric, texts=panel.ticks)
-        layout = _layout(_text(panel.name), None, height=230)
+        layout = _layout(_text(panel.name), "percent", height=230)
         layout["xaxis"] |= {"tickvals": panel.position.tolist(), "ticktext": [_text(tick) for tick in panel.ticks]}
         layout["yaxis"] |= {"range": [_floor(panel), 102]}
         layout["shapes"] = [
@@ -237,7 +239,7 @@ def _describe(point: Point) -> str:
     return f"{head}{status}<br>learning {point.learning.mean:.1f} %, forgetting {point.forgetting.mean:.1f} %"
 
 
-def _layout(x: str | None, y: str | None, height: int) -> Json:
+def _layout(x: str, y: str, height: int) -> Json:
     axes = {"xaxis": {"title": {"text": x}}, "yaxis": {"title": {"text": y}}}
     return {"height": height, "margin": {"l": 46, "r": 8, "t": 6, "b": 42}, "showlegend": False, **axes}
 

@@ -134,7 +134,7 @@ def _read_stream(table: pyarrow.Table, label: str, num_tasks: int | None) -> Str
                 members=[members[index] for index in group],
                 seeds=np.array(seeds),
                 diverged=diverged[group],
-                complete=np.isfinite(read["test"][0][group, -1]).all(axis=-1),
+                complete=np.asarray(np.isfinite(read["test"][0][group, -1]).all(axis=-1)),
                 accuracy={split: matrix[group] for split, (matrix, _) in read.items()},
                 initial={split: initial[group] for split, (_, initial) in read.items()},
             )

@@ -109,9 +109,11 @@ def accuracy_over_training(stream: Stream) -> Figure:
     return figure
 
 
-def average_accuracy(stream: Stream) -> Figure:
-    """Accuracy over the tasks seen so far, one line a method, band +-1 std over seeds."""
-    figure = Figure(figsize=(6.4, 3.6), layout="constrained")
+def average_accuracy(stream: Stream) -> Figure | None:
+    """Accuracy over the tasks seen so far, one line a method, band +-1 std over seeds; None for a single task."""
+    if stream.num_tasks == 1:
+        return None
+    figure = Figure(figsize=(6.4, 3.4 + _legend_height(stream)), layout="constrained")
     axis = figure.subplots()
     x = np.arange(1, stream.num_tasks + 1)
     handles, labels = [], []
@@ -169,7 +171,7 @@ def stability_plasticity_plane(stream: Stream) -> Figure | None:
     points = panels.plane(stream)
     if not points:
         return None
-    figure = Figure(figsize=(6.4, 4.4), layout="constrained")
+    figure = Figure(figsize=(6.4, 4.2 + _legend_height(stream)), layout="constrained")
     axis = figure.subplots()
     best = panels.front([point for point in points if point.method != UPPER_BOUND])
     axis.plot(*_coordinates(best), color="#6a7078", linewidth=5, alpha=0.25, solid_joinstyle="round", zorder=1)
@@ -247,6 +249,11 @@ def _thinned(position: np.ndarray, count: int = 6) -> list[int]:
         if position[index] - position[kept[-1]] >= room:
             kept.append(index)
     return kept
+
+
+def _legend_height(stream: Stream) -> float:
+    """Inches for a legend of every method."""
+    return 0.16 * math.ceil(len(stream.chosen) / 4)
 
 
 def _title(text: str, width: int = 26) -> str:

@@ -38,7 +38,8 @@ ul.notes { font-size: 14px; color: var(--soft); padding-left: 20px; max-width: n
 .legend i.cross::before { content: "\\2715"; }
 .legend i.viridis { border: 0; width: 140px; height: 11px; border-radius: 2px;
   background: linear-gradient(90deg, #440154, #3b528b, #21918c, #5ec962, #fde725); }
-.panels { display: grid; gap: 18px 14px; grid-template-columns: repeat(auto-fill, minmax(min(255px, 100%), 1fr)); }
+.panels { display: grid; gap: 18px 14px; align-items: end;
+  grid-template-columns: repeat(auto-fill, minmax(min(255px, 100%), 1fr)); }
 .panels.wide { grid-template-columns: minmax(0, 1fr); }
 .panel { min-width: 0; }
 details { margin: 16px 0; } summary { cursor: pointer; color: var(--link); }

@@ -91,7 +91,10 @@ def _parse(stream: IO[bytes] | gzip.GzipFile, path: Path, num_dimensions: int, l
     if count == 0:
         raise UserError(f"{path} has no data: its header says {text}; a set needs at least one example.")
     if count > limit:
-        raise UserError(f"{path} is too short: its header says {text} bytes; download or copy it again.")
+        raise UserError(
+            f"{path}: its header says {text} = {count} bytes, more than a file of its size can hold; "
+            "download or copy it again."
+        )
     try:
         array = np.empty(count, np.uint8)
     except MemoryError as error:

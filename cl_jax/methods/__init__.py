@@ -1,0 +1,9 @@
+"""Methods by name. Adding one to the package: one file with a config class, and one line here."""
+
+from typing import Any
+
+from cl_jax.methods.ewc import Ewc
+from cl_jax.methods.l2 import L2
+from cl_jax.methods.replay import Replay
+
+METHODS: dict[str, Any] = {"l2": L2, "ewc": Ewc, "replay": Replay}

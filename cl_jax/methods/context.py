@@ -1,0 +1,18 @@
+"""What a method's config is given to build its method with."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from cl_jax.batch import Batch
+from cl_jax.model import Model
+
+
+class Context(NamedTuple):
+    """Static but for what `render` closes over."""
+
+    model: Model
+    render: Callable[[Any], Batch]  # references [B] -> batch, rows of any task
+    render_task: Callable[[Any], Batch]  # the same for rows that are all of one task: faster
+    num_outputs: int
+    batch_size: int  # of incoming examples a step
+    largest_task: int  # the most training rows that one task can have

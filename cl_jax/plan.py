@@ -1,0 +1,85 @@
+"""What will run: members, the static groups they compile as, and the shards that train together."""
+
+import dataclasses
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from cl_jax.errors import UserError
+from cl_jax.experiment import Member
+from cl_jax.results import read_json, write_json
+
+WIDEST = 8  # members side by side; wider vmaps leave the caches of a CPU (measured choice per device comes later)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Shard:
+    """Members of one static group that train together in one program."""
+
+    folder: Path
+    members: tuple[Member, ...]
+    width: int  # members side by side; their results depend on it in the last bits
+
+    @property
+    def done(self) -> bool:
+        return (self.folder / "DONE.json").is_file()
+
+
+def group_name(member: Member) -> str:
+    """The static structure's address: equal for members that share a compiled program."""
+    return hashlib.sha256(str(jax.tree.structure(member.entry.run)).encode()).hexdigest()[:8]
+
+
+def choose_width(num_members: int, widest: int = WIDEST) -> int:
+    """The widest W that pads the fewest members up to a multiple of it."""
+    return min(range(1, max(1, min(widest, num_members)) + 1), key=lambda w: (-(-num_members // w) * w, -w))
+
+
+def make_plan(out: Path, members: Sequence[Member], width: int | None) -> list[Shard]:
+    """The shards that hold these members: those already begun in `out`, and new ones for the rest.
+
+    A begun shard is kept as it is while all of its members are wanted or it is done. W of a group is fixed by its first
+    shard, so that members added later are computed as if they had been there from the start.
+
+    Raises:
+        UserError: `width` differs from what the output folder was begun with.
+    """
+    wanted = {member.id: member for member in members}
+    shards, placed, widths = [], set(), {}
+    for file in sorted((out / "shards").glob("*/shard.json")):
+        content: Any = read_json(file)
+        ids = content["members"]
+        widths[content["group"]] = content["width"]
+        done = (file.parent / "DONE.json").is_file()
+        here = tuple(wanted[name] for name in ids if name in wanted)
+        if here and (done or len(here) == len(ids)):
+            # A done shard may hold members nobody asks for now; their place in the record is by position.
+            shards.append(Shard(folder=file.parent, members=here, width=content["width"]))
+            placed.update(ids)
+    groups: dict[str, list[Member]] = {}
+    for member in members:
+        if member.id not in placed:
+            groups.setdefault(group_name(member), []).append(member)
+    for group, new in groups.items():
+        fixed = widths.get(group)
+        if width is not None and fixed is not None and fixed != width:
+            raise UserError(
+                f"width: was given {width}, but {out} was begun with {fixed} and results depend on it in the last bits; "
+                f"leave --width out, or choose another --out"
+            )
+        shard_width = fixed or width or choose_width(len(new))
+        address = hashlib.sha256("".join(member.id for member in new).encode()).hexdigest()[:8]
+        folder = out / "shards" / f"{new[0].entry.label}-{group}-{address}"
+        shards.append(Shard(folder=folder, members=tuple(new), width=shard_width))
+    return shards
+
+
+def begin(shard: Shard) -> None:
+    """Records a shard before its first step."""
+    file = shard.folder / "shard.json"
+    if not file.exists():
+        names = [member.id for member in shard.members]
+        write_json(file, {"members": names, "group": group_name(shard.members[0]), "width": shard.width})

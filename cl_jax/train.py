@@ -1,0 +1,122 @@
+"""One training step and one task boundary, pure: the same for the sweep engine and a user's own loop."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from cl_jax.adapters.adapter import Adapter, Trainable
+from cl_jax.batch import Batch, Task
+from cl_jax.losses import task_loss
+from cl_jax.method import Method, State, StepInfo, stream_key
+from cl_jax.model import Model, Params
+
+# Cross-entropy at chance is ln C; ten thousand nats can only be a diverging run, long before float32 overflows.
+LARGEST_LOSS = 1e4
+
+
+class Learner(NamedTuple):
+    """What trains what: four values, each replaceable.
+
+    `optimizer` is any optax transformation; its updates are multiplied by the step's `learning_rate` (1 by default,
+    for optimizers that hold their own).
+    """
+
+    model: Model
+    optimizer: optax.GradientTransformation
+    method: Method = Method()
+    adapter: Adapter = Adapter()
+
+
+class TrainState(NamedTuple):
+    """What the next step needs."""
+
+    base: Params  # frozen parameters under an adapter; () for full fine-tuning
+    trainable: Trainable  # what trains
+    optimizer: Any  # optax state
+    method: State  # by method name
+    diverged: jax.Array  # bool (): the loss left all reason; nothing changes any more
+
+
+class StepMetrics(NamedTuple):
+    """What a human may want of a step; never carried."""
+
+    loss: jax.Array  # float32 (), task loss
+    penalty: jax.Array  # float32 ()
+
+
+def init(learner: Learner, key: jax.Array, batch: Batch) -> TrainState:
+    """Initial weights, adapter, optimizer and method state; `batch` gives shapes."""
+    params = learner.model.init(stream_key(key, "model"), batch.x)
+    base, trainable = learner.adapter.init(stream_key(key, "adapter"), params)
+    return TrainState(
+        base=base,
+        trainable=trainable,
+        optimizer=learner.optimizer.init(trainable),
+        method=learner.method.init(stream_key(key, "method"), learner.adapter.effective(base, trainable), batch),
+        diverged=jnp.zeros((), bool),
+    )
+
+
+def effective(learner: Learner, state: TrainState) -> Params:
+    """The parameters that the model computes with."""
+    return learner.adapter.effective(state.base, state.trainable)
+
+
+def train_step(
+    learner: Learner,
+    key: jax.Array,
+    state: TrainState,
+    incoming: Batch,
+    learning_rate: jax.Array | float = 1.0,
+    task: jax.Array | int = 0,
+) -> tuple[TrainState, StepMetrics]:
+    """One step: mix in stored examples, descend on task loss + penalties, let the methods see what happened.
+
+    g = d/dtheta [task_loss(theta, batch) + penalty(theta)] at the effective parameters theta, changed by the methods'
+    projections, pulled back through the adapter; trainable += learning_rate * optimizer(g); then proximal steps. A
+    step whose task loss is not finite or above `LARGEST_LOSS` nats changes nothing, and sets `diverged` for good.
+
+    Args:
+        key: for this step alone.
+        incoming: B new examples.
+        task: number of the task, from 0 (adapters may train different things in different tasks).
+    """
+    method, adapter = learner.method, learner.adapter
+    task = jnp.asarray(task, jnp.int32)
+    batch = method.draw(stream_key(key, "draw"), state.method, incoming)
+    params, pull_back = jax.vjp(lambda trainable: adapter.effective(state.base, trainable), state.trainable)
+
+    def losses(values: Params) -> tuple[jax.Array, jax.Array]:
+        return task_loss(learner.model, values, batch), method.penalty(state.method, values, batch)
+
+    (loss, penalty), gradient_of = jax.vjp(losses, params)
+    one = jnp.ones_like(loss)
+    (total,) = gradient_of((one, jnp.ones_like(penalty)))
+    (task_gradient,) = gradient_of((one, jnp.zeros_like(penalty)))  # dropped by the compiler where nobody reads it
+
+    (gradient,) = pull_back(method.gradients(state.method, total, params))
+    updates, optimizer_state = learner.optimizer.update(gradient, state.optimizer, state.trainable)
+    updates = adapter.mask(task, jax.tree.map(lambda update: learning_rate * update, updates))
+    trainable = optax.apply_updates(state.trainable, updates)
+    if adapter.identity:
+        trainable = method.proximal(state.method, trainable, jnp.asarray(learning_rate, jnp.float32))
+
+    info = StepInfo(incoming, batch, task_gradient, params, adapter.effective(state.base, trainable))
+    method_state = method.after_step(stream_key(key, "after_step"), state.method, info)
+    diverged = state.diverged | ~(jnp.isfinite(loss) & (loss < LARGEST_LOSS))
+    new = TrainState(state.base, trainable, optimizer_state, method_state, diverged)
+    kept = jax.tree.map(lambda old, fresh: jnp.where(diverged, old, fresh), state._replace(diverged=diverged), new)
+    return kept, StepMetrics(loss, penalty)
+
+
+def end_task(
+    learner: Learner, key: jax.Array, state: TrainState, task: Task, *, reset_optimizer: bool = False
+) -> TrainState:
+    """The boundary: methods consolidate, the adapter merges, the optimizer is reset if asked."""
+    method_state = learner.method.end_task(stream_key(key, "method"), state.method, effective(learner, state), task)
+    base, trainable = learner.adapter.end_task(stream_key(key, "adapter"), state.base, state.trainable)
+    optimizer_state = learner.optimizer.init(trainable) if reset_optimizer else state.optimizer
+    new = TrainState(base, trainable, optimizer_state, method_state, state.diverged)
+    return jax.tree.map(lambda old, fresh: jnp.where(state.diverged, old, fresh), state, new)

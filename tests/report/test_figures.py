@@ -1,0 +1,91 @@
+"""What the figures are drawn from, and that every format of every figure is written."""
+
+import math
+
+import numpy as np
+import pytest
+
+from cl_jax.report import panels
+from cl_jax.report.configurations import read
+from cl_jax.report.figures import FORMATS, write_figures
+
+FIRST_BYTES = {"svg": b"<?xml", "pdf": b"%PDF-", "png": b"\x89PNG"}
+
+
+def test_spans_leave_out_what_is_missing():
+    values = np.array([[0.1, np.nan, np.nan], [0.3, 0.5, np.nan]])
+    mean, std = panels.spans(values)
+    np.testing.assert_allclose(mean, [20, 50, np.nan])
+    np.testing.assert_allclose(std, [100 * math.sqrt(0.02), np.nan, np.nan])
+
+
+def test_axis_positions():
+    position, logarithmic = panels.axis_positions([0.0, 0.1, 10.0])
+    np.testing.assert_allclose(position, [-2, -1, 1])
+    assert logarithmic
+    for values in ([1.0, 2.0, 5.0], [-1.0, 0.0, 100.0], [0.0, 0.0]):
+        position, logarithmic = panels.axis_positions(values)
+        np.testing.assert_array_equal(position, values)
+        assert not logarithmic
+
+
+def test_styles_are_distinct(make_table):
+    (stream,) = read(make_table({f"m{i}": [{}] for i in range(30)} | {"finetune": [{}]}, num_tasks=2, seeds=(0,)))
+    styles = panels.styles(stream)
+    assert list(styles) == list(stream.chosen)
+    assert len({(style.colour, style.marker, style.dash) for style in styles.values()}) == 31
+
+
+def test_strength_panel_marks_the_chosen_value(table):
+    (stream,) = read(table)
+    ewc = next(panel for panel in panels.strength_panels(stream) if panel.method == "ewc")
+    assert ewc.ticks == ["0.1", "1", "10", "100", "1000"] and ewc.ticks[ewc.chosen] == "10" and ewc.logarithmic
+    chosen = stream.chosen["ewc"].scores("average_accuracy")
+    np.testing.assert_allclose(ewc.metrics["average accuracy"].mean[2], 100 * chosen.mean())
+    np.testing.assert_allclose(ewc.metrics["average accuracy"].std[2], 100 * chosen.std(ddof=1))
+
+
+def test_strength_panel_takes_the_best_of_the_other_hyper_parameters(make_table):
+    levels = {(1.0, "a"): 0.5, (1.0, "b"): 0.7, (2.0, "a"): 0.6, (2.0, "b"): 0.4}
+
+    def accuracy(method, config, num_tasks, seed):
+        return np.full((num_tasks + 1, num_tasks), levels[config["strength"], config["kind"]])
+
+    grid = [{"strength": strength, "kind": kind} for strength, kind in levels]
+    (stream,) = read(make_table({"ewc": grid}, accuracy=accuracy))
+    (panel,) = panels.strength_panels(stream)  # words have no axis
+    np.testing.assert_allclose(panel.metrics["average accuracy"].mean, [70, 60])
+
+
+def test_front_runs_from_little_learning_to_much(table):
+    (stream,) = read(table)
+    points = panels.plane(stream)
+    assert len(points) == len(stream.configurations) and sum(point.chosen for point in points) == 4
+    front = panels.front(points)
+    learning = [float(point.learning.mean) for point in front]
+    forgetting = [float(point.forgetting.mean) for point in front]
+    assert learning == sorted(learning) and forgetting == sorted(forgetting)
+
+
+@pytest.mark.parametrize("kind", ["single", "odd"])
+def test_every_format_is_written(kind, make_table, tmp_path):
+    odd = {"_odd $x^2 \\frac{ <b> \u732b \U0001f600 %": [{"s": value} for value in (0.0, 1.0)], "finetune": [{}]}
+    makers = {
+        "single": lambda: make_table({"ewc": [{}]}, seeds=(0,), num_tasks=1),
+        "odd": lambda: make_table(odd, num_tasks=2, stopped=lambda method, *_: 1 if method == "finetune" else None),
+    }
+    (stream,) = read(makers[kind]())
+    paths = write_figures(stream, tmp_path, "name")
+    assert len(paths) == {"single": 6, "odd": 15}[kind]
+    assert sorted(paths) == sorted(tmp_path.iterdir())
+    for path in paths:
+        assert path.suffix[1:] in FORMATS and path.read_bytes().startswith(FIRST_BYTES[path.suffix[1:]])
+
+
+def test_figures_are_reproducible(make_table, tmp_path):
+    (stream,) = read(make_table({"ewc": [{}]}, seeds=(0,), num_tasks=1))
+    for folder in ("one", "two"):
+        (tmp_path / folder).mkdir()
+        write_figures(stream, tmp_path / folder, "name")
+    for path in (tmp_path / "one").iterdir():
+        assert path.read_bytes() == (tmp_path / "two" / path.name).read_bytes(), path.name
