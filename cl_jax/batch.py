@@ -8,7 +8,7 @@ import jax
 class Reference(NamedTuple):
     """Where examples live: rows of the data set on the device, seen through a task's transformation."""
 
-    index: jax.Array  # int32 [B], row of the data set
+    row: jax.Array  # int32 [B], of the data set
     task: jax.Array  # int32 [B], number of the task, from 0
 
 

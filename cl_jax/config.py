@@ -28,7 +28,7 @@ def static(default: Any, *, choices: Sequence[str] | None = None, low: int | Non
     return dataclasses.field(default=default, metadata={"role": "static", "choices": choices, "low": low})
 
 
-def child(default_factory: Callable[[], Any]) -> Any:
+def child(default_factory: Callable[..., Any]) -> Any:
     """A field that holds another config, or a dict of configs by name."""
     return dataclasses.field(default_factory=default_factory, metadata={"role": "child"})
 

@@ -60,7 +60,7 @@ def split_source(source: Source, validation: float, test: float = 0.2) -> Data:
     num_validation = round(validation * len(order))
     held_out, kept = order[:num_validation], order[num_validation:]
     parts = [(images[kept], labels[kept]), (images[held_out], labels[held_out]), (test_images, test_labels)]
-    sizes = tuple(len(part[1]) for part in parts)
+    sizes = (len(kept), len(held_out), len(test_labels))
     if min(sizes) == 0:
         raise UserError(
             f"data {source.name!r} with validation={validation} leaves {sizes[0]} training, {sizes[1]} validation and "

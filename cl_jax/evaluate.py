@@ -45,7 +45,7 @@ def _split(
             reference = task_rows(segments, task, position)
             batch = render(view, curriculum.tables, data, reference, present, mask="seen", one_task=True)
             logits = model.apply(params, batch.x)
-            valid = (position < segments.count[task]).astype(jnp.float32)
+            valid = (position < segments.size[task]).astype(jnp.float32)
             assert batch.active is not None
             right = jnp.argmax(jnp.where(batch.active, logits, -jnp.inf), axis=-1).astype(jnp.int32) == batch.y
             loss = cross_entropy(logits, batch.y, batch.active)
@@ -57,6 +57,6 @@ def _split(
 
         firsts = jnp.arange(num_chunks, dtype=jnp.int32) * chunk
         sums, _ = jax.lax.scan(add, jnp.zeros((2,), jnp.float32), firsts)
-        return sums / jnp.maximum(segments.count[task], 1).astype(jnp.float32)
+        return sums / jnp.maximum(segments.size[task], 1).astype(jnp.float32)
 
     return jax.lax.map(one_task, jnp.arange(view.stream.num_tasks, dtype=jnp.int32)).T

@@ -67,8 +67,8 @@ def make_plan(out: Path, members: Sequence[Member], width: int | None) -> list[S
         fixed = widths.get(group)
         if width is not None and fixed is not None and fixed != width:
             raise UserError(
-                f"width: was given {width}, but {out} was begun with {fixed} and results depend on it in the last bits; "
-                f"leave --width out, or choose another --out"
+                f"width: was given {width}, but {out} was begun with {fixed} and results "
+                f"depend on it in the last bits; leave --width out, or choose another --out"
             )
         shard_width = fixed or width or choose_width(len(new))
         address = hashlib.sha256("".join(member.id for member in new).encode()).hexdigest()[:8]

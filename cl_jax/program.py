@@ -112,7 +112,7 @@ def end_task(
     view = view_of(run, data)
     segments = curriculum.segments["train"]
     position = jnp.arange(largest_task(view.stream, data, "train"), dtype=jnp.int32)
-    finished = Task(task, task_rows(segments, task, position), position < segments.count[task])
+    finished = Task(task, task_rows(segments, task, position), position < segments.size[task])
     learner = make_learner(run, data, curriculum, task)
     return train.end_task(learner, key, state, finished, reset_optimizer=run.optimizer.reset)
 

@@ -52,8 +52,8 @@ def one_by_one(key, policy, capacity, num_classes, items, valid, classes):
 
 def as_lists(buffer):
     """Slots (None: empty) and counts of a buffer of `numbered` items."""
-    np.testing.assert_array_equal(buffer.items.task, np.where(buffer.occupied, 100 + buffer.items.index, 0))
-    slots = [int(i) if full else None for i, full in zip(buffer.items.index, buffer.occupied, strict=True)]
+    np.testing.assert_array_equal(buffer.items.task, np.where(buffer.occupied, 100 + buffer.items.row, 0))
+    slots = [int(i) if full else None for i, full in zip(buffer.items.row, buffer.occupied, strict=True)]
     return slots, np.atleast_1d(buffer.seen).tolist()
 
 
@@ -87,7 +87,7 @@ def test_reservoir_keeps_every_item_equally_often(batch):
         for i, start in enumerate(range(0, total, batch)):
             step_key = jax.random.fold_in(key, i)
             buffer = insert(step_key, buffer, numbered(start, start + batch), "reservoir")
-        return buffer.items.index
+        return buffer.items.row
 
     kept = np.asarray(jax.jit(jax.vmap(run))(jax.random.split(KEY, runs)))
     assert all(len(set(row)) == capacity for row in kept[:100])
@@ -123,7 +123,7 @@ def test_ring_keeps_the_last_items():
     buffer = buffers.init(numbered(0, 1), 8, "ring")
     for start, stop in [(0, 5), (5, 30), (30, 31)]:
         buffer = insert(KEY, buffer, numbered(start, stop), "ring")
-        assert sorted(np.asarray(buffer.items.index[buffer.occupied])) == list(range(max(0, stop - 8), stop))
+        assert sorted(np.asarray(buffer.items.row[buffer.occupied])) == list(range(max(0, stop - 8), stop))
     assert int(buffer.seen) == 31
 
 
@@ -133,13 +133,13 @@ def test_class_balanced_quotas():
     classes = jnp.array([0] * 50 + [2] * 2, jnp.int32)
     buffer = insert(KEY, buffer, numbered(0, 52), "class_balanced", classes=classes)
     chex.assert_trees_all_equal(np.asarray(buffer.occupied), np.array([1] * 3 + [0] * 3 + [1, 1, 0] + [0, 0], bool))
-    assert buffer.items.index[6:8].tolist() == [50, 51]
-    assert (buffer.items.index[:quota] < 50).all()
+    assert buffer.items.row[6:8].tolist() == [50, 51]
+    assert (buffer.items.row[:quota] < 50).all()
     assert buffer.seen.tolist() == [50, 0, 2]
     items, valid = sample(KEY, buffer, 4000)
     assert valid.all()
-    drawn, counts = np.unique(items.index, return_counts=True)
-    assert drawn.tolist() == sorted(buffer.items.index[np.array([0, 1, 2, 6, 7])].tolist())
+    drawn, counts = np.unique(items.row, return_counts=True)
+    assert drawn.tolist() == sorted(buffer.items.row[np.array([0, 1, 2, 6, 7])].tolist())
     assert np.sum((counts - 800) ** 2) / 800 < chi2.ppf(CHI_SQUARED_QUANTILE, 4)
 
 
@@ -149,12 +149,12 @@ def test_unfilled_slots_are_never_returned(policy):
     classes = jnp.array([4, 1, 3], jnp.int32)
     items, valid = sample(KEY, buffer, 64)
     assert not valid.any()
-    assert not items.index.any()
+    assert not items.row.any()
     for count in range(1, 4):
         buffer = insert(KEY, buffer, numbered(6 + count, 7 + count), policy, classes=classes[count - 1 : count])
         items, valid = sample(KEY, buffer, 256)
         assert valid.all()
-        assert set(items.index.tolist()) == set(range(7, 7 + count))
+        assert set(items.row.tolist()) == set(range(7, 7 + count))
 
 
 def test_invalid_items_are_neither_stored_nor_counted():

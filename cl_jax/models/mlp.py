@@ -42,7 +42,7 @@ def mlp(hidden: Sequence[int], num_outputs: int) -> Model:
         inputs = {}
         for i, name in enumerate(names):
             inputs[name] = h
-            h = h @ params[name]["kernel"] + params[name]["bias"]
+            h = h @ params[name]["kernel"] + params[name]["bias"][None, :]
             if probes:
                 h = h + probes[name]
             if i < len(names) - 1:

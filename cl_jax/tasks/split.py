@@ -25,8 +25,8 @@ class Split:
         per_task = data.num_classes // self.num_tasks
         if per_task < 1:
             raise UserError(
-                f"stream.num_tasks: was given {self.num_tasks} split tasks, but the data has {data.num_classes} classes; "
-                f"the most allowed is {data.num_classes}"
+                f"stream.num_tasks: was given {self.num_tasks} split tasks, but the data has {data.num_classes} "
+                f"classes, which is the most allowed"
             )
 
         def tables(key: jax.Array, data: Data) -> Tables:

@@ -55,11 +55,11 @@ class Stream(NamedTuple):
 
 
 class Segments(NamedTuple):
-    """The rows of every task within one split: task t owns order[start[t] : start[t] + count[t]]."""
+    """The rows of every task within one split: task t owns order[start[t] : start[t] + size[t]]."""
 
     order: jax.Array  # int32 [rows of the split]
     start: jax.Array  # int32 [T]
-    count: jax.Array  # int32 [T]
+    size: jax.Array  # int32 [T]
 
 
 class Curriculum(NamedTuple):
@@ -92,8 +92,8 @@ def make_curriculum(key: jax.Array, stream: Stream, data: Data) -> Curriculum:
             order = jnp.arange(first, first + size, dtype=jnp.int32)
             start, count = jnp.zeros((stream.num_tasks,), jnp.int32), jnp.full((stream.num_tasks,), size, jnp.int32)
         else:
-            task_of = stream.task_of
-            by_class = jax.vmap(lambda label: task_of(tables, label))(jnp.arange(data.num_classes, dtype=jnp.int32))
+            classes = jnp.arange(data.num_classes, dtype=jnp.int32)
+            by_class = jax.vmap(stream.task_of, in_axes=(None, 0))(tables, classes)
             inside = (by_class >= 0) & (by_class < stream.num_tasks)
             task = jnp.where(inside, by_class, stream.num_tasks)[data.labels[first : first + size]]
             order = first + jnp.argsort(task, stable=True).astype(jnp.int32)
@@ -119,9 +119,9 @@ def smallest_task(stream: Stream, data: Data, split: str) -> int:
 
 def task_rows(segments: Segments, task: jax.Array, position: jax.Array) -> Reference:
     """References to the given positions of one task; positions past its end repeat its last row (mask them)."""
-    inside = jnp.minimum(position, jnp.maximum(segments.count[task] - 1, 0))
+    inside = jnp.minimum(position, jnp.maximum(segments.size[task] - 1, 0))
     return Reference(
-        index=segments.order[segments.start[task] + inside],
+        row=segments.order[segments.start[task] + inside],
         task=jnp.full(position.shape, task, jnp.int32),
     )
 
@@ -141,9 +141,9 @@ def sample_references(
     Returns:
         References [S, B].
     """
-    tasks = jnp.arange(len(segments.count), dtype=jnp.int32)
+    tasks = jnp.arange(len(segments.size), dtype=jnp.int32)
     open_tasks = {"current": tasks == task, "seen": tasks <= task, "all": tasks >= 0}[exposure]
-    ends = jnp.cumsum(jnp.where(open_tasks, segments.count, 0))
+    ends = jnp.cumsum(jnp.where(open_tasks, segments.size, 0))
     total = ends[-1]
     per_epoch = jnp.maximum(total // batch_size, 1)
     epoch, slot = steps // per_epoch, steps % per_epoch
@@ -155,14 +155,14 @@ def sample_references(
         owner, within = jnp.full(drawn.shape, task, jnp.int32), drawn
     else:
         owner = jnp.searchsorted(ends, drawn.reshape(-1), side="right").astype(jnp.int32).reshape(drawn.shape)
-        within = drawn - (ends - segments.count)[owner]
-    return Reference(index=segments.order[segments.start[owner] + within], task=owner)
+        within = drawn - (ends - segments.size)[owner]
+    return Reference(row=segments.order[segments.start[owner] + within], task=owner)
 
 
 def labels_of(view: View, tables: Tables, reference: Reference, data: Data) -> jax.Array:
-    """The index of the right output for each reference: int32, shaped like `reference.index`."""
+    """The index of the right output for each reference: int32, shaped like `reference.row`."""
     within = jax.vmap(lambda label: view.stream.label(tables, label))(jnp.arange(data.num_classes, dtype=jnp.int32))
-    label = within[data.labels[reference.index]]
+    label = within[data.labels[reference.row]]
     return label if view.scenario == "domain" else reference.task * view.stream.classes_per_task + label
 
 
@@ -198,7 +198,7 @@ def render(
         one_task: all rows are of task `reference.task[0]`: then the images are transformed together, several times
             faster than example by example.
     """
-    images = data.images[reference.index]
+    images = data.images[reference.row]
     if one_task:
         images = view.stream.transform(tables, reference.task[0], images)
     elif view.stream.transform is not _same_images:

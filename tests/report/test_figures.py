@@ -57,19 +57,24 @@ def test_strength_panel_takes_the_best_of_the_other_hyper_parameters(make_table)
     np.testing.assert_allclose(panel.metrics["average accuracy"].mean, [70, 60])
 
 
-def test_front_runs_from_little_learning_to_much(table):
+def test_every_configuration_is_in_the_plane(table):
     (stream,) = read(table)
     points = panels.plane(stream)
     assert len(points) == len(stream.configurations) and sum(point.chosen for point in points) == 4
-    front = panels.front(points)
-    learning = [float(point.learning.mean) for point in front]
-    forgetting = [float(point.forgetting.mean) for point in front]
-    assert learning == sorted(learning) and forgetting == sorted(forgetting)
+
+
+def test_front_is_of_much_learning_and_little_forgetting():
+    def point(name: str, learning: float, forgetting: float) -> panels.Point:
+        spans = (panels.Spans(np.array(value), np.array(0.0)) for value in (learning, forgetting))
+        return panels.Point(name, "", *spans, chosen=False, diverged=False)
+
+    points = [point("learns", 90, 30), point("worse", 80, 30), point("keeps", 70, 5), point("between", 85, 10)]
+    assert [each.method for each in panels.front(points)] == ["keeps", "between", "learns"]
 
 
 @pytest.mark.parametrize("kind", ["single", "odd"])
 def test_every_format_is_written(kind, make_table, tmp_path):
-    odd = {"_odd $x^2 \\frac{ <b> \u732b \U0001f600 %": [{"s": value} for value in (0.0, 1.0)], "finetune": [{}]}
+    odd = {"_$\\frac{$ <b> \u732b \U0001f600 %": [{"s": value} for value in (0.0, 1.0)], "finetune": [{}]}
     makers = {
         "single": lambda: make_table({"ewc": [{}]}, seeds=(0,), num_tasks=1),
         "odd": lambda: make_table(odd, num_tasks=2, stopped=lambda method, *_: 1 if method == "finetune" else None),

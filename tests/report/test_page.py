@@ -1,5 +1,6 @@
 """The HTML page: complete, offline, safe with any label, and drawn without an error by a real browser."""
 
+import html
 import json
 import re
 import shutil
@@ -82,6 +83,10 @@ def test_data_is_json_without_nan(page):
     (data,) = re.findall(r'<script type="application/json" id="charts">(.*?)</script>', own(page), re.DOTALL)
     charts = json.loads(data, parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
     assert len(charts) == sum(CHARTS.values())
+    # plotly.js reads HTML in names and texts, and the script element ends at the first "</script".
+    names = {trace["name"] for chart in charts for trace in chart["data"] if "name" in trace}
+    assert html.escape(ATTACK) in names and "%{x} &lt;b&gt;" in names and ATTACK not in names
+    assert "<" not in data
 
 
 def test_browser_draws_every_figure(page, tmp_path):

@@ -5,6 +5,7 @@ import functools
 import hashlib
 import http.server
 import importlib.util
+import io
 import json
 import random
 import shutil
@@ -193,9 +194,9 @@ def test_only_what_is_missing_is_asked_of_the_network(small: Callable, offline: 
 def test_probe_does_not_wait_for_a_slow_name_server(monkeypatch: pytest.MonkeyPatch) -> None:
     release = threading.Event()
 
-    def wait(address: tuple[str, int], timeout: float) -> None:
-        release.wait(60)
-        raise OSError("name not known")
+    def wait(address: tuple[str, int], timeout: float) -> io.BytesIO:
+        release.wait(10)
+        return io.BytesIO()
 
     monkeypatch.setattr(socket, "create_connection", wait)
     assert not tfds_prepare._reachable("https://slow.invalid/file")
@@ -241,19 +242,21 @@ def test_broken_prepared_data_is_refused_by_folder(small: Callable, places: Path
 
 def test_two_that_prepare_at_once(small: Callable, places: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """While one prepares, another starts with the same random state, finishes first, and both read the same data."""
-    folder, read, sources = small(), idx.read, []
+    folder, read, sources, unfinished = small(), idx.read, [], []
 
     def read_after_the_other(path: Path, num_dimensions: int) -> np.ndarray:
         if not sources:
             sources.append(None)
             random.seed(0)
             sources[0] = load("tfds:mnist", folder)
+            unfinished.extend((places / "tfds" / "mnist").glob("incomplete*"))
         return read(path, num_dimensions)
 
     monkeypatch.setattr(idx, "read", read_after_the_other)
     random.seed(0)
     state = random.getstate()
     source = load("tfds:mnist", folder)
+    assert len(unfinished) == 1, "both wrote into one folder"
     assert sources[0].sha256 == source.sha256
     assert examples(source) == examples(load("idx", folder))
     assert [path.name for path in (places / "tfds" / "mnist").iterdir()] == ["3.0.1"]
@@ -280,7 +283,6 @@ def prepare_small_cifar(folder: Path, test_split: bool, label: int = 7) -> np.nd
                 for key, image in enumerate(images):
                     yield key, {"id": f"{split}_{key}", "image": PIL.Image.fromarray(image), "label": label}
 
-    tfds.disable_progress_bar()
     Small(data_dir=folder, file_format="array_record").download_and_prepare()
     return images
 
@@ -333,13 +335,21 @@ def test_folder_that_is_none(tmp_path: Path) -> None:
         load("tfds:mnist", tmp_path / "nowhere")
 
 
-def test_nothing_is_printed_and_settings_are_left_alone(small: Callable, capfd: pytest.CaptureFixture[str]) -> None:
+def test_nothing_is_printed_and_settings_are_left_alone(
+    small: Callable, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     from absl import logging
     from tensorflow_datasets.core.utils import tqdm_utils
 
-    before = logging.get_verbosity(), tqdm_utils._active
-    load("tfds:mnist", small())
-    assert (logging.get_verbosity(), tqdm_utils._active) == before
+    folder = small()
+    before = logging.get_verbosity()
+    monkeypatch.setattr(tqdm_utils, "_active", True)
+    logging.set_verbosity(logging.INFO)
+    try:
+        load("tfds:mnist", folder)
+        assert (logging.get_verbosity(), tqdm_utils._active) == (logging.INFO, True)
+    finally:
+        logging.set_verbosity(before)
     assert capfd.readouterr() == ("", "")
 
 

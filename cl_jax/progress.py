@@ -1,0 +1,62 @@
+"""Progress for people and for logs: which group, which task, member-steps a second, time left."""
+
+import sys
+import threading
+import time
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
+from cl_jax.plan import Shard
+
+LOG_SECONDS = 10.0  # between two lines in a log
+
+
+class Bar:
+    """A bar in a terminal, a plain line now and then elsewhere, nothing when quiet."""
+
+    def __init__(self, total_member_steps: int, *, quiet: bool = False):
+        self._console = Console(stderr=True, quiet=quiet)
+        self._live = not quiet and self._console.is_terminal
+        self._quiet, self._total, self._done = quiet, max(total_member_steps, 1), 0
+        self._start, self._trained, self._last_line = time.monotonic(), 0, 0.0
+        self._lock = threading.Lock()
+        self._bar = Progress(
+            TextColumn("{task.description:<44.44}"), BarColumn(bar_width=None), TextColumn("{task.percentage:>3.0f}%"),
+            TextColumn("{task.fields[rate]}"), TimeRemainingColumn(), console=self._console, disable=not self._live,
+        )  # fmt: skip
+        self._task: TaskID = self._bar.add_task("starting", total=self._total, rate="")
+
+    def __enter__(self) -> "Bar":
+        self._bar.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._bar.stop()
+
+    def compiling(self, shard: Shard) -> None:
+        self._show(f"compiling {shard.members[0].entry.label} ({len(shard.members)} members)", force=True)
+
+    def advanced(self, shard: Shard, task: int, member_steps: int) -> None:
+        label, run = shard.members[0].entry.label, shard.members[0].entry.run
+        with self._lock:
+            self._done += member_steps
+            self._trained += member_steps
+        self._show(f"{label}, task {min(task + 1, run.stream.num_tasks)} of {run.stream.num_tasks}")
+
+    def say(self, message: str) -> None:
+        if not self._quiet:
+            self._console.print(message, markup=False, highlight=False)
+
+    def _show(self, text: str, force: bool = False) -> None:
+        with self._lock:
+            now = time.monotonic()
+            rate = self._trained / max(now - self._start, 1e-9)
+            shown = f"{rate:,.0f} steps/s"
+            if self._live:
+                self._bar.update(self._task, description=text, completed=self._done, rate=shown)
+            elif not self._quiet and (force or now - self._last_line > LOG_SECONDS):
+                left = (self._total - self._done) / rate if rate else 0.0
+                share = 100 * self._done / self._total
+                print(f"{share:3.0f}%  {text}  {shown}  {left:.0f} s left", file=sys.stderr, flush=True)
+                self._last_line = now

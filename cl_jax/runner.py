@@ -1,0 +1,149 @@
+"""An experiment from its file to its results: load, check, plan, run, write the table."""
+
+import dataclasses
+import os
+import platform
+import sys
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from cl_jax import plan, results, sources, sweep
+from cl_jax.data import Data, split_source
+from cl_jax.errors import UserError
+from cl_jax.experiment import Entry, Experiment, check_experiment, load_experiment, members
+from cl_jax.program import check_run
+from cl_jax.progress import Bar
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Job:
+    """A checked experiment, ready to run."""
+
+    experiment: Experiment
+    data: dict[tuple[str, float], Data]
+    shards: list[plan.Shard]
+    out: Path
+
+
+def prepare(
+    path: Path, out: Path, *, data: str | None = None, folder: Path | None = None, seeds: int | None = None,
+    steps: int | None = None, width: int | None = None,
+) -> Job:  # fmt: skip
+    """Reads, checks and plans; writes nothing and compiles nothing.
+
+    Raises:
+        UserError: whatever is wrong with the experiment, the data or the output folder.
+    """
+    experiment = load_experiment(path)
+    changes: dict[str, Any] = {}
+    if data is not None:
+        changes["data"] = data
+    if steps is not None:
+        changes["steps"] = steps
+    if seeds is not None:
+        if seeds < 1:
+            raise UserError(f"--seeds: was given {seeds}; the least allowed is 1")
+        experiment = dataclasses.replace(experiment, seeds=tuple(range(seeds)))
+    if changes:
+        entries = tuple(
+            Entry(label=entry.label, run=dataclasses.replace(entry.run, **changes)) for entry in experiment.entries
+        )
+        experiment = dataclasses.replace(experiment, entries=entries)
+    check_experiment(experiment)
+    wanted = {(entry.run.data, entry.run.validation) for entry in experiment.entries}
+    loaded = {name: sources.load(name, folder) for name in sorted({name for name, _ in wanted})}
+    on_device = {(name, share): split_source(loaded[name], share) for name, share in wanted}
+    for entry in experiment.entries:
+        check_run(entry.run, on_device[entry.run.data, entry.run.validation], entry.label)
+    _check_out(out, experiment)
+    everyone = members(experiment, {name: source.sha256 for name, source in loaded.items()})
+    shards = plan.make_plan(out, everyone, width)
+    return Job(experiment=experiment, data=on_device, shards=shards, out=out)
+
+
+def _check_out(out: Path, experiment: Experiment) -> None:
+    if out.exists() and not out.is_dir():
+        raise UserError(f"--out {out} is a file; give a folder")
+    file = out / "experiment.json"
+    if file.is_file():
+        other = results.read_json(file).get("name")
+        if other != experiment.name:
+            raise UserError(f"{out} holds experiment {other!r}, not {experiment.name!r}; give another --out")
+    elif out.is_dir() and any(out.iterdir()):
+        raise UserError(f"{out} is not empty and holds no experiment.json; give an empty or a new folder as --out")
+
+
+def run(job: Job, *, quiet: bool = False, parallel: int | None = None) -> None:
+    """Trains what is missing and writes results.parquet; an error or Ctrl-C loses no finished task.
+
+    Args:
+        parallel: static groups compiled and trained at once, each in a thread of its own; default: the cores of a CPU,
+            at most 4, and 1 on an accelerator. Results do not depend on it.
+    """
+    job.out.mkdir(parents=True, exist_ok=True)
+    results.write_json(
+        job.out / "experiment.json", {"name": job.experiment.name, "description": job.experiment.description}
+    )
+    results.write_json(job.out / "environment.json", environment(job))
+    todo = [shard for shard in job.shards if not shard.done]
+    cores = min(os.cpu_count() or 1, 4) if jax.default_backend() == "cpu" else 1
+    total = sum(len(s.members) * s.members[0].entry.run.steps * s.members[0].entry.run.stream.num_tasks for s in todo)
+    try:
+        with Bar(total, quiet=quiet) as bar:
+            if len(todo) < sum(1 for _ in job.shards):
+                bar.say(f"{len(job.shards) - len(todo)} of {len(job.shards)} shards are finished already")
+
+            def one(shard: plan.Shard) -> None:
+                first = shard.members[0].entry.run
+                sweep.run_shard(shard, job.data[first.data, first.validation], bar)
+
+            with ThreadPoolExecutor(parallel or cores) as pool:
+                futures = [pool.submit(one, shard) for shard in todo]
+                try:
+                    for future in futures:
+                        future.result()
+                except BaseException:
+                    pool.shutdown(wait=False, cancel_futures=True)
+                    raise
+    finally:
+        gather(job)
+
+
+def gather(job: Job) -> None:
+    """Writes the one table from every shard's record."""
+    table_rows = []
+    for shard in job.shards:
+        read = sweep.read_record(shard)
+        if read is not None:
+            table_rows += results.rows(shard.members, *read)
+    if table_rows:
+        results.write_table(job.out / results.RESULTS, table_rows)
+
+
+def environment(job: Job) -> dict[str, Any]:
+    """Versions, device and plan: what a result depends on besides its configuration."""
+    device = jax.devices()[0]
+    packages = ("cl_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
+    return {
+        "versions": {name: metadata.version(name) for name in packages},
+        "python": platform.python_version(),
+        "device": {"platform": device.platform, "kind": device.device_kind, "count": jax.device_count()},
+        "matmul_precision": str(jax.config.read("jax_default_matmul_precision")),
+        "command": " ".join(["cl-jax", *sys.argv[1:]]),
+        "width": {shard.folder.name: shard.width for shard in job.shards},
+        "data_sha256": {name: data.sha256 for (name, _), data in job.data.items()},
+    }
+
+
+def describe(job: Job, say: Callable[[str], None] = print) -> None:
+    """The plan in words."""
+    total = sum(len(shard.members) for shard in job.shards)
+    say(f"{job.experiment.name}: {total} members in {len(job.shards)} static groups (compiles)")
+    for shard in job.shards:
+        state = "done" if shard.done else "to do"
+        say(f"  {shard.folder.name:<40} {len(shard.members):>4} members, width {shard.width}, {state}")
