@@ -19,6 +19,8 @@ from cl_jax.methods.l2 import l2
 from cl_jax.methods.replay import replay
 from cl_jax.models.mlp import mlp
 
+pytestmark = pytest.mark.slow  # every law compiles two tasks of training for every method
+
 MODEL = mlp((6,), 3)
 METHODS: dict[str, Any] = {
     "l2": lambda strength: l2(strength),
@@ -109,7 +111,9 @@ def test_one_quadratic_equals_the_list_of_springs() -> None:
     for task in range(3):
         params = jax.tree.map(lambda leaf, task=task: leaf + 0.1 * (task + 1), params)
         finished = Task(jnp.int32(task), examples(task), jnp.ones((40,), bool))
-        alone = method.end_task(jax.random.key(1), method.init(jax.random.key(0), params, examples(0)), params, finished)
+        alone = method.end_task(
+            jax.random.key(1), method.init(jax.random.key(0), params, examples(0)), params, finished
+        )
         springs.append((alone.fisher, params))
         state = method.end_task(jax.random.key(1), state, params, finished)
     probe = jax.tree.map(lambda leaf: leaf - 0.37, params)

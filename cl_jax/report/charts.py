@@ -44,7 +44,7 @@ def _average_accuracy(stream: Stream) -> Figure:
         return Figure("average-accuracy", [], [])
     x = list(range(1, stream.num_tasks + 1))
     data = []
-    band = len(stream.chosen) <= 10
+    band = len(stream.chosen) <= 6
     for method, style in panels.styles(stream).items():
         spans = panels.seen(stream.chosen[method])
         data += _line(x, spans, style.colour, _text(method), dash=style.dash, marker=style.marker, band=band)

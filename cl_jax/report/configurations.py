@@ -55,8 +55,8 @@ class Stream(NamedTuple):
 
     label: str
     num_tasks: int
-    configurations: list[Configuration]  # in order of appearance
-    chosen: dict[str, Configuration]  # method -> the configuration it is shown by, in order of appearance
+    configurations: list[Configuration]  # by method, then hyper-parameters from small to large
+    chosen: dict[str, Configuration]  # method -> the configuration it is shown by; fine-tuning first, joint last
     swept: dict[str, list[str]]  # method -> hyper-parameters with more than one value
 
     def of(self, method: str) -> list[Configuration]:
@@ -139,7 +139,11 @@ def _read_stream(table: pyarrow.Table, label: str, num_tasks: int | None) -> Str
                 initial={split: initial[group] for split, (_, initial) in read.items()},
             )
         )
-    methods = list(dict.fromkeys(configuration.method for configuration in configurations))
+    # A table is sorted by member, which is a digest: order by what a reader knows, so that ties mean something too.
+    configurations.sort(key=lambda each: [_order(value) for value in each.hyper_parameters.values()])
+    appearance = list(dict.fromkeys(fact["method"] for fact in facts))
+    methods = sorted(appearance, key=lambda method: (method != BASELINE) + (method == UPPER_BOUND))
+    configurations.sort(key=lambda each: methods.index(each.method))
     of = {method: [each for each in configurations if each.method == method] for method in methods}
     return Stream(
         label,
@@ -155,6 +159,11 @@ def _swept(configurations: list[Configuration]) -> list[str]:
         return {_hashable(configuration.hyper_parameters[name]) for configuration in configurations}
 
     return [name for name in configurations[0].hyper_parameters if len(values(name)) > 1]
+
+
+def _order(value: Any) -> tuple[bool, float, str]:
+    number = isinstance(value, int | float)
+    return not number, float(value) if number else 0.0, "" if number else repr(value)
 
 
 def _hashable(value: Any) -> Any:

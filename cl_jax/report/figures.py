@@ -85,7 +85,7 @@ def accuracy_matrices(stream: Stream) -> Figure:
             colour = "white" if matrix[i, j] < 60 else "black"
             axis.text(j + 1, i + 1, f"{matrix[i, j]:.0f}", ha="center", va="center", color=colour, fontsize=7)
     _outer_labels(axes, "accuracy on task", "after training on task")
-    num_rows = len({axis.get_position().y0 for axis in axes})
+    num_rows = math.ceil(len(axes) / _num_columns(len(axes)))
     if image is not None:
         figure.colorbar(image, ax=axes, label="accuracy (%)", shrink=0.8 / num_rows, aspect=18, pad=0.02)
     return figure
@@ -113,11 +113,11 @@ def average_accuracy(stream: Stream) -> Figure | None:
     """Accuracy over the tasks seen so far, one line a method, band +-1 std over seeds; None for a single task."""
     if stream.num_tasks == 1:
         return None
-    figure = Figure(figsize=(6.4, 3.4 + _legend_height(stream)), layout="constrained")
+    figure = Figure(figsize=(6.4, 3.3), layout="constrained")
     axis = figure.subplots()
     x = np.arange(1, stream.num_tasks + 1)
     handles, labels = [], []
-    crowded = len(stream.chosen) > 10
+    crowded = len(stream.chosen) > 6
     for method, style in panels.styles(stream).items():
         spans = panels.seen(stream.chosen[method])
         line = _band(axis, x, spans, style.colour, _DASHES[style.dash], _MARKERS[style.marker], band=not crowded)
@@ -171,7 +171,7 @@ def stability_plasticity_plane(stream: Stream) -> Figure | None:
     points = panels.plane(stream)
     if not points:
         return None
-    figure = Figure(figsize=(6.4, 4.2 + _legend_height(stream)), layout="constrained")
+    figure = Figure(figsize=(6.4, 4.1), layout="constrained")
     axis = figure.subplots()
     best = panels.front([point for point in points if point.method != UPPER_BOUND])
     axis.plot(*_coordinates(best), color="#6a7078", linewidth=5, alpha=0.25, solid_joinstyle="round", zorder=1)
@@ -202,9 +202,9 @@ def stability_plasticity_plane(stream: Stream) -> Figure | None:
 
 
 def _grid(count: int, width: float, height: float) -> tuple[Figure, list[Axes]]:
-    num_columns = min(count, 4) if count <= 12 else 5
+    num_columns = _num_columns(count)
     num_rows = math.ceil(count / num_columns)
-    size = (max(num_columns * width + 0.7, 3.8), num_rows * height + 0.7)
+    size = (max(num_columns * width + 0.7, 4.6), num_rows * height + 0.5)
     figure = Figure(figsize=size, layout="constrained")
     axes = list(figure.subplots(num_rows, num_columns, squeeze=False).flat)
     for spare in axes[count:]:
@@ -212,9 +212,13 @@ def _grid(count: int, width: float, height: float) -> tuple[Figure, list[Axes]]:
     return figure, axes[:count]
 
 
+def _num_columns(count: int) -> int:
+    return min(count, 4) if count <= 12 else 5
+
+
 def _outer_labels(axes: Sequence[Axes], x: str | None, y: str) -> None:
     """Labels and tick labels at the left and, if `x` is shared by all panels, at the lower edge of the grid only."""
-    num_columns = len({axis.get_subplotspec().colspan.start for axis in axes})  # pyright: ignore[reportOptionalMemberAccess]
+    num_columns = _num_columns(len(axes))
     for index, axis in enumerate(axes):
         if index % num_columns:
             axis.tick_params(labelleft=False)
@@ -251,11 +255,6 @@ def _thinned(position: np.ndarray, count: int = 6) -> list[int]:
     return kept
 
 
-def _legend_height(stream: Stream) -> float:
-    """Inches for a legend of every method."""
-    return 0.16 * math.ceil(len(stream.chosen) / 4)
-
-
 def _title(text: str, width: int = 26) -> str:
     text = printable(text)
     return text if len(text) <= width else text[: width - 1] + "…"
@@ -266,4 +265,5 @@ def _legend(figure: Figure, handles: Sequence[Line2D], labels: Sequence[str]) ->
     columns = max(1, min(len(labels), int(figure.get_figwidth() / entry)))
     # A leading "_" would hide an entry: a zero-width space before it keeps it.
     labels = ["\u200b" + label if label.startswith("_") else label for label in labels]
+    figure.set_figheight(figure.get_figheight() + 0.1 + 0.17 * math.ceil(len(labels) / columns))
     figure.legend(handles, labels, loc="outside lower center", ncols=columns, fontsize=7.5)

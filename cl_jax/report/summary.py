@@ -34,7 +34,7 @@ class SummaryRow(NamedTuple):
 
 
 def summary(table: pyarrow.Table, num_tasks: Mapping[str, int] | None = None) -> list[SummaryRow]:
-    """One row per (stream, method), in order of appearance. Arguments and errors as `configurations.read`."""
+    """One row per (stream, method), fine-tuning first and joint last. Arguments and errors as `configurations.read`."""
     return summarize(read(table, num_tasks))
 
 

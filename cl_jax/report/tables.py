@@ -128,7 +128,7 @@ def _terminal(rows: Sequence[SummaryRow]) -> str:
     out = io.StringIO()
     console = rich.console.Console(file=out, width=TERMINAL_WIDTH, color_system=None, highlight=False)
     for stream, group in _by_stream(rows).items():
-        table = rich.table.Table(box=rich.box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, title_justify="left")
+        table = rich.table.Table(box=rich.box.SIMPLE_HEAD, padding=0, title_justify="left")
         table.title = rich.text.Text(printable(stream), style="bold")
         for index, header in enumerate([*headers, f"vs {BASELINE}\n[95 %]"]):
             words = index < 2
@@ -137,7 +137,7 @@ def _terminal(rows: Sequence[SummaryRow]) -> str:
                 justify="left" if words else "right",
                 overflow="fold",
                 no_wrap=False if words or index == 8 else True,
-                max_width=(16, 16)[index] if words else 14 if index == 8 else None,
+                max_width=15 if words else 14 if index == 8 else None,
             )
         for row in group:
             *cells, difference = (cell(row) for _, cell in columns())

@@ -99,7 +99,8 @@ CAPTIONS = {
     "average-accuracy": (
         "Accuracy on the tasks seen so far",
         "Each line is a method: after each task, the mean accuracy over all tasks trained so far. A line that falls "
-        "is a method that forgets. Shaded: ± 1 standard deviation over seeds. Click a name to hide it.",
+        "is a method that forgets. Shaded, for up to six methods: ± 1 standard deviation over seeds. Click a name to "
+        "hide it.",
     ),
     "plane": (
         "Learning against forgetting",

@@ -53,9 +53,12 @@ def test_chosen_over_all_seeds(make_table):
     assert stream.chosen["ewc"].hyper_parameters == {STRENGTH: 10.0}
 
 
-def test_ties_go_to_the_first(make_table):
-    (stream,) = read(make_table(ewc(10.0, 1.0, 100.0), accuracy=flat({1.0: 0.5, 10.0: 0.5, 100.0: 0.5})))
-    assert stream.chosen["ewc"].hyper_parameters == {STRENGTH: 10.0}
+def test_order_is_not_that_of_the_table_and_ties_go_to_the_first(make_table):
+    methods = {"joint": [{}], **ewc(10.0, 1.0, 100.0), "finetune": [{}]}
+    (stream,) = read(make_table(methods, accuracy=flat({1.0: 0.5, 10.0: 0.5, 100.0: 0.5, None: 0.5})))
+    assert list(stream.chosen) == ["finetune", "ewc", "joint"]
+    assert [each.hyper_parameters[STRENGTH] for each in stream.of("ewc")] == [1.0, 10.0, 100.0]
+    assert stream.chosen["ewc"].hyper_parameters == {STRENGTH: 1.0}
 
 
 LEVELS = {1.0: 0.9, 10.0: 0.5}

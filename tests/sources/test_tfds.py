@@ -310,6 +310,25 @@ def test_other_sets_need_tensorflow(offline: list, monkeypatch: pytest.MonkeyPat
     assert not offline
 
 
+@pytest.mark.parametrize("name", ["emnist/letters:3.1.0", "emnist/letters"])
+def test_other_sets_are_prepared_by_their_own_builder(places: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """The set's own code stands in for what would run TensorFlow; configuration and version must reach it."""
+    import PIL.Image
+    import tensorflow_datasets as tfds
+
+    def split_generators(self: Any, dl_manager: Any) -> dict[str, Any]:
+        image = PIL.Image.fromarray(np.full(SIZE, len(self.builder_config.name), np.uint8))
+        return {"train": iter([(0, {"image": image, "label": 36})])}
+
+    monkeypatch.setattr(tfds.builder_cls("emnist"), "_split_generators", split_generators)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: "found")
+    monkeypatch.setattr(tfds_prepare, "_originals", lambda builder: {})
+    source = load(f"tfds:{name}")
+    assert source.name == "tfds:emnist/letters:3.1.0" and source.num_classes == 37 and source.test_images is None
+    assert np.unique(source.train_images).tolist() == [len("letters")] and source.train_labels.tolist() == [36]
+    assert (places / "tfds" / "emnist" / "letters" / "3.1.0").is_dir()
+
+
 @pytest.mark.parametrize(
     ("name", "message"),
     [
@@ -336,7 +355,10 @@ def test_folder_that_is_none(tmp_path: Path) -> None:
 
 
 def test_nothing_is_printed_and_settings_are_left_alone(
-    small: Callable, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    small: Callable,
+    capfd: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     from absl import logging
     from tensorflow_datasets.core.utils import tqdm_utils
@@ -350,7 +372,7 @@ def test_nothing_is_printed_and_settings_are_left_alone(
         assert (logging.get_verbosity(), tqdm_utils._active) == (logging.INFO, True)
     finally:
         logging.set_verbosity(before)
-    assert capfd.readouterr() == ("", "")
+    assert capfd.readouterr() == ("", "") and not caplog.records
 
 
 @pytest.mark.slow
