@@ -133,7 +133,7 @@ def environment(job: Job) -> dict[str, Any]:
         "versions": {name: metadata.version(name) for name in packages},
         "python": platform.python_version(),
         "device": {"platform": device.platform, "kind": device.device_kind, "count": jax.device_count()},
-        "matmul_precision": str(jax.config.read("jax_default_matmul_precision")),
+        "matmul_precision": str(jax.config.jax_default_matmul_precision),
         "command": " ".join(["cl-jax", *sys.argv[1:]]),
         "width": {shard.folder.name: shard.width for shard in job.shards},
         "data_sha256": {name: data.sha256 for (name, _), data in job.data.items()},
