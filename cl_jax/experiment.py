@@ -14,7 +14,7 @@ from cl_jax.errors import UserError
 from cl_jax.model import Model
 from cl_jax.models.mlp import mlp
 from cl_jax.optimizers import Adam
-from cl_jax.schedules import Constant
+from cl_jax.schedules import TaskDecay
 from cl_jax.tasks import Permuted
 from cl_jax.tasks.stream import EXPOSURES, SCENARIOS, TRAINING_MASKS
 
@@ -52,7 +52,7 @@ class Run:
     exposure: str = static("current", choices=EXPOSURES)
     model: Any = child(Mlp)
     optimizer: Any = child(Adam)
-    schedule: Any = child(Constant)
+    schedule: Any = child(TaskDecay)
     adapter: Any = child(Full)
     methods: dict[str, Any] = child(dict)
     steps: int = static(500, low=1)

@@ -4,12 +4,14 @@ Randomness is addressed by seed, stream name, task and step; nothing random is c
 traced run, so a strength may be a tracer in its closure.
 """
 
-from typing import Any
+import dataclasses
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from cl_jax import train
+from cl_jax.adapters import Full
 from cl_jax.batch import Reference, Task
 from cl_jax.data import Data
 from cl_jax.errors import UserError
@@ -17,6 +19,9 @@ from cl_jax.evaluate import evaluate
 from cl_jax.experiment import Run
 from cl_jax.method import chain, stream_key
 from cl_jax.methods.context import Context
+from cl_jax.model import Params
+from cl_jax.optimizers import Sgd
+from cl_jax.schedules import TaskDecay
 from cl_jax.tasks.stream import (
     Curriculum,
     View,
@@ -55,15 +60,41 @@ def make_learner(run: Run, data: Data, curriculum: Curriculum, present: jax.Arra
     return train.Learner(model, run.optimizer.build(), chain(**methods), run.adapter.build())
 
 
-def init(run: Run, seed: jax.Array, data: Data) -> tuple[Curriculum, train.TrainState]:
-    """A seed's tasks, and its state before the first step."""
+class World(NamedTuple):
+    """What one seed gives every method alike."""
+
+    curriculum: Curriculum  # the seed's tasks
+    params: Params  # initial weights
+    row: jax.Array  # evaluation before any training, as `row` gives it
+
+
+def world_of(run: Run) -> Run:
+    """The run without what trains it: runs that are equal in this share tasks, initial weights and evaluation."""
+    return dataclasses.replace(
+        run, training_mask="seen", exposure="current", optimizer=Sgd(), schedule=TaskDecay(), adapter=Full(),
+        methods={}, steps=1, batch_size=1,
+    )  # fmt: skip
+
+
+def make_world(run: Run, seed: jax.Array, data: Data) -> World:
+    """Draws a seed's tasks and initial weights, and evaluates these. `run` is of `world_of`."""
     key = jax.random.key(seed)
     view = view_of(run, data)
     curriculum = make_curriculum(stream_key(key, "tasks"), view.stream, data)
+    x = jnp.zeros((1, *data.images.shape[1:]), jnp.float32)
+    params = run.model.build(view.num_outputs).init(stream_key(key, "model"), x)
+    return World(curriculum, params, row(run, curriculum, params, data, jnp.zeros((), jnp.int32)))
+
+
+def init(run: Run, seed: jax.Array, curriculum: Curriculum, params: Params, data: Data) -> train.TrainState:
+    """The state before the first step, from the world's initial weights."""
+    key = jax.random.key(seed)
+    view = view_of(run, data)
     present = jnp.zeros((), jnp.int32)
     first = task_rows(curriculum.segments["train"], present, jnp.arange(run.batch_size, dtype=jnp.int32))
     batch = render(view, curriculum.tables, data, first, present, mask=run.training_mask, one_task=True)
-    return curriculum, train.init(make_learner(run, data, curriculum, present), stream_key(key, "init"), batch)
+    learner = make_learner(run, data, curriculum, present)
+    return train.init(learner, stream_key(key, "init"), batch, params)
 
 
 def steps(
@@ -106,23 +137,22 @@ def steps(
 
 def end_task(
     run: Run, seed: jax.Array, curriculum: Curriculum, state: train.TrainState, data: Data, task: jax.Array
-) -> train.TrainState:
-    """The boundary after a task."""
+) -> tuple[train.TrainState, Params]:
+    """The boundary after a task: the state for the next one, and the parameters that the model now computes with."""
     key = jax.random.fold_in(stream_key(jax.random.key(seed), "boundary"), task)
     view = view_of(run, data)
     segments = curriculum.segments["train"]
     position = jnp.arange(largest_task(view.stream, data, "train"), dtype=jnp.int32)
     finished = Task(task, task_rows(segments, task, position), position < segments.size[task])
     learner = make_learner(run, data, curriculum, task)
-    return train.end_task(learner, key, state, finished, reset_optimizer=run.optimizer.reset)
+    state = train.end_task(learner, key, state, finished, reset_optimizer=run.optimizer.reset)
+    return state, train.effective(learner, state)
 
 
-def row(run: Run, curriculum: Curriculum, state: train.TrainState, data: Data, after: jax.Array) -> jax.Array:
-    """Evaluation after `after` tasks: float32 [splits, metrics, T]."""
+def row(run: Run, curriculum: Curriculum, params: Params, data: Data, after: jax.Array) -> jax.Array:
+    """Evaluation after `after` tasks: float32 [splits, metrics, T]. `run` is of `world_of`."""
     view = view_of(run, data)
-    model = run.model.build(view.num_outputs)
-    params = run.adapter.build().effective(state.base, state.trainable)
-    return evaluate(model, params, view, curriculum, data, after)
+    return evaluate(run.model.build(view.num_outputs), params, view, curriculum, data, after)
 
 
 def check_run(run: Run, data: Data, where: str) -> None:
@@ -156,4 +186,4 @@ def check_run(run: Run, data: Data, where: str) -> None:
             )
         if getattr(method, "proximal", False) and not run.adapter.build().identity:
             raise UserError(f"{where}: methods.{name}.proximal needs every weight trained directly; adapter is LoRA")
-    jax.eval_shape(lambda seed: init(run, seed, data)[1].trainable, jnp.zeros((), jnp.int32))
+    jax.eval_shape(lambda seed: make_world(world_of(run), seed, data), jnp.zeros((), jnp.int32))

@@ -12,7 +12,7 @@ from typing import Any
 
 import jax
 
-from cl_jax import plan, results, sources, sweep
+from cl_jax import compiled, plan, results, sources, sweep
 from cl_jax.data import Data, split_source
 from cl_jax.errors import UserError
 from cl_jax.experiment import Entry, Experiment, check_experiment, load_experiment, members
@@ -93,6 +93,7 @@ def run(job: Job, *, quiet: bool = False, parallel: int | None = None) -> None:
     todo = [shard for shard in job.shards if not shard.done]
     cores = min(os.cpu_count() or 1, 4) if jax.default_backend() == "cpu" else 1
     total = sum(len(s.members) * s.members[0].entry.run.steps * s.members[0].entry.run.stream.num_tasks for s in todo)
+    programs = compiled.Programs()
     try:
         with Bar(total, quiet=quiet) as bar:
             if len(todo) < sum(1 for _ in job.shards):
@@ -100,7 +101,7 @@ def run(job: Job, *, quiet: bool = False, parallel: int | None = None) -> None:
 
             def one(shard: plan.Shard) -> None:
                 first = shard.members[0].entry.run
-                sweep.run_shard(shard, job.data[first.data, first.validation], bar)
+                sweep.run_shard(shard, job.data[first.data, first.validation], bar, programs)
 
             with ThreadPoolExecutor(parallel or cores) as pool:
                 futures = [pool.submit(one, shard) for shard in todo]

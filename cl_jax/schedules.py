@@ -13,18 +13,10 @@ from cl_jax.config import config, traced
 
 
 @config
-class Constant:
-    """learning_rate(t, s) = learning_rate."""
-
-    def value(self, learning_rate: jax.Array, task: jax.Array, step: jax.Array, steps: int) -> jax.Array:
-        return learning_rate
-
-
-@config
 class TaskDecay:
-    """learning_rate(t, s) = max(learning_rate * rate^t, floor), constant within a task."""
+    """learning_rate(t, s) = max(learning_rate * rate^t, floor), constant within a task; at rate 1 for all tasks."""
 
-    rate: float = traced(0.8, high=1.0)
+    rate: float = traced(1.0, high=1.0)
     floor: float = traced(0.0)
 
     def value(self, learning_rate: jax.Array, task: jax.Array, step: jax.Array, steps: int) -> jax.Array:
@@ -52,4 +44,4 @@ class Rewarm:
         return peak * jnp.where(progress < self.warmup, rising, falling)
 
 
-SCHEDULES: dict[str, Any] = {"constant": Constant, "task_decay": TaskDecay, "rewarm": Rewarm}
+SCHEDULES: dict[str, Any] = {"task_decay": TaskDecay, "rewarm": Rewarm}

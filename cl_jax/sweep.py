@@ -5,15 +5,14 @@ The order at a boundary is law: train, end_task, evaluate, append the row, save,
 
 import hashlib
 import io
-from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Protocol
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cl_jax import program
 from cl_jax.checkpoint import Checkpoints
+from cl_jax.compiled import Programs, stack
 from cl_jax.data import Data
 from cl_jax.errors import UserError
 from cl_jax.evaluate import EVALUATED, METRICS
@@ -31,43 +30,13 @@ class Progress(Protocol):
     def say(self, message: str) -> None: ...
 
 
-class Programs:
-    """The compiled programs of one static group, mapped over members; each is traced once."""
-
-    def __init__(self, width: int, on_trace: Callable[[str], None] = lambda name: None):
-        def over_members(name: str, function: Callable[..., Any], **jit: Any) -> Callable[..., Any]:
-            def mapped(stacked: Any, data: Data, *shared: jax.Array, **static: int) -> Any:
-                on_trace(name)
-                return jax.lax.map(lambda member: function(*member, data, *shared, **static), stacked, batch_size=width)
-
-            return jax.jit(mapped, **jit)
-
-        self.init = over_members("init", lambda run, seed, data: program.init(run, seed, data))
-        self.steps = over_members("steps", program.steps, static_argnames=("num_steps",))
-        self.end_task = over_members("end_task", program.end_task)
-        self.row = over_members("row", lambda run, curriculum, state, data, after: program.row(
-            run, curriculum, state, data, after
-        ))  # fmt: skip
-
-
 def chunk_steps(steps: int, most: int = CHUNK_STEPS) -> int:
     """The largest divisor of `steps` up to `most`, or all steps where that would be tiny: one shape, one compile."""
     best = max(size for size in range(1, min(steps, most) + 1) if steps % size == 0)
     return best if best * 10 >= min(steps, most) else steps
 
 
-def stack_members(shard: Shard) -> tuple[Any, jax.Array]:
-    """Configurations and seeds with a leading member axis, padded to a multiple of the width by the last member."""
-    members = list(shard.members)
-    members += [members[-1]] * (-len(members) % shard.width)
-    runs = [jax.tree.map(np.float32, member.entry.run) for member in members]
-    return (
-        jax.tree.map(lambda *leaves: jnp.asarray(np.stack(leaves)), *runs),
-        jnp.asarray([member.seed for member in members], jnp.int32),
-    )
-
-
-def run_shard(shard: Shard, data: Data, progress: Progress, programs: Programs | None = None) -> None:
+def run_shard(shard: Shard, data: Data, progress: Progress, programs: Programs) -> None:
     """Trains a shard from its newest good checkpoint to the end; does nothing where it is done.
 
     Raises:
@@ -76,7 +45,7 @@ def run_shard(shard: Shard, data: Data, progress: Progress, programs: Programs |
     if shard.done:
         return
     try:
-        _run(shard, data, progress, programs or Programs(shard.width))
+        _run(shard, data, progress, programs)
     except OSError as error:
         raise UserError(
             f"{shard.folder}: cannot write ({error}); committed tasks are safe: make room and run again"
@@ -85,13 +54,13 @@ def run_shard(shard: Shard, data: Data, progress: Progress, programs: Programs |
 
 def _run(shard: Shard, data: Data, progress: Progress, programs: Programs) -> None:
     begin(shard)
-    run = shard.members[0].entry.run
-    num_tasks = run.stream.num_tasks
-    runs, seeds = stack_members(shard)
-    count = len(shard.members)
+    run, width = shard.members[0].entry.run, shard.width
+    num_tasks, count = run.stream.num_tasks, len(shard.members)
     progress.compiling(shard)
-    curriculum, state = programs.init((runs, seeds), data)
-    shape = (seeds.shape[0], num_tasks + 1, len(EVALUATED), len(METRICS), num_tasks)
+    members = stack(shard.members, width)
+    world = programs.worlds(members, data)
+    state = programs.init(members, world, data, width=width)
+    shape = (members.seeds.shape[0], num_tasks + 1, len(EVALUATED), len(METRICS), num_tasks)
     record = np.full(shape, np.nan, np.float32)
 
     checkpoints = Checkpoints(shard.folder, progress.say)
@@ -103,7 +72,7 @@ def _run(shard: Shard, data: Data, progress: Progress, programs: Programs) -> No
         found = checkpoints.restore(like)
         if found is None:
             first = 0
-            record[:, 0] = programs.row((runs, curriculum, state), data, jnp.int32(0))
+            record[:, 0] = world.row
         else:
             first, kept = found
             state = type(state)(**jax.tree.map(jnp.asarray, kept["state"]))
@@ -114,14 +83,12 @@ def _run(shard: Shard, data: Data, progress: Progress, programs: Programs) -> No
         pending: tuple[int, np.ndarray, np.ndarray] | None = None
         for task in range(first, num_tasks):
             for step in range(0, run.steps, chunk):
-                state, losses = programs.steps(
-                    (runs, seeds, curriculum, state), data, jnp.int32(task), jnp.int32(step), num_steps=chunk
-                )
+                state, losses = programs.steps(members, world, state, data, task, step, num_steps=chunk, width=width)
                 jax.block_until_ready(losses)
                 progress.advanced(shard, task, chunk * count)
-            state = programs.end_task((runs, seeds, curriculum, state), data, jnp.int32(task))
+            state, row = programs.end_task(members, world, state, data, task, width=width)
             record = record.copy()
-            record[:, task + 1] = programs.row((runs, curriculum, state), data, jnp.int32(task + 1))
+            record[:, task + 1] = row
             if pending is not None:
                 checkpoints.wait()
                 _publish(shard, *pending)

@@ -46,9 +46,10 @@ class StepMetrics(NamedTuple):
     penalty: jax.Array  # float32 ()
 
 
-def init(learner: Learner, key: jax.Array, batch: Batch) -> TrainState:
-    """Initial weights, adapter, optimizer and method state; `batch` gives shapes."""
-    params = learner.model.init(stream_key(key, "model"), batch.x)
+def init(learner: Learner, key: jax.Array, batch: Batch, params: Params | None = None) -> TrainState:
+    """Adapter, optimizer and method state for the parameters given, or for new ones; `batch` gives shapes."""
+    if params is None:
+        params = learner.model.init(stream_key(key, "model"), batch.x)
     base, trainable = learner.adapter.init(stream_key(key, "adapter"), params)
     return TrainState(
         base=base,
