@@ -7,6 +7,7 @@ step of any attempt that restores and matches, saying which it refused and why.
 
 import hashlib
 import shutil
+import threading
 import uuid
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +18,9 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 KEPT_STEPS = 2  # the newest, and one to walk back to
+# Orbax numbers a process's saves by one global counter: two that start at once wait for each other's folders, and one
+# then writes before its folder is there. So saves start one by one, each after its folders are made.
+_STARTING = threading.Lock()
 
 
 def digest(tree: Any) -> str:
@@ -59,7 +63,10 @@ class Checkpoints:
         """Starts writing in the background; `wait` says when it is safe."""
         if self._manager is None:
             options = ocp.CheckpointManagerOptions(
-                max_to_keep=KEPT_STEPS, todelete_subdir="trash", enable_async_checkpointing=True
+                max_to_keep=KEPT_STEPS,
+                todelete_subdir="trash",
+                enable_async_checkpointing=True,
+                async_options=ocp.options.AsyncOptions(create_directories_asynchronously=False),
             )
             self._manager = ocp.CheckpointManager(self._folder / f"attempt-{uuid.uuid4().hex[:12]}", options=options)
         # The next chunk is free to reuse (donate) the device buffers: hand over a copy.
@@ -67,7 +74,8 @@ class Checkpoints:
         parts = ocp.args.Composite(
             state=ocp.args.StandardSave(state), note=ocp.args.JsonSave({"sha256": digest(state), "tasks": step})
         )
-        self._manager.save(step, args=parts)
+        with _STARTING:
+            self._manager.save(step, args=parts)
 
     def wait(self) -> None:
         """Returns when everything saved is committed; raises what a background write raised."""
