@@ -6,6 +6,7 @@ structure, so `jax.tree.structure` groups a sweep.
 """
 
 import dataclasses
+import functools
 import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -17,6 +18,9 @@ from cl_jax.errors import UserError, unknown
 
 ConfigType = TypeVar("ConfigType")
 
+LARGEST_FLOAT = 3.4028235e38  # traced leaves are float32 in the program
+LARGEST_INT = 2**31 - 1  # steps, sizes and seeds are int32 there
+
 
 def traced(default: float, *, low: float = 0.0, high: float = math.inf) -> Any:
     """A float leaf with its allowed closed range."""
@@ -24,7 +28,7 @@ def traced(default: float, *, low: float = 0.0, high: float = math.inf) -> Any:
 
 
 def static(default: Any, *, choices: Sequence[str] | None = None, low: int | None = None) -> Any:
-    """A field that shapes the program: allowed names, or the least allowed number."""
+    """A field that shapes the program: allowed names, or the least allowed whole number."""
     return dataclasses.field(default=default, metadata={"role": "static", "choices": choices, "low": low})
 
 
@@ -38,6 +42,16 @@ def config(cls: type[ConfigType]) -> type[ConfigType]:
     """Makes a class a frozen, keyword-only dataclass and a pytree, by the roles of its fields."""
     made: Any = dataclasses.dataclass(frozen=True, kw_only=True)(cls)
     roles = {field.name: field.metadata.get("role", "static") for field in dataclasses.fields(made)}
+    set_fields = made.__init__
+
+    @functools.wraps(set_fields)
+    def init(self: Any, **given: Any) -> None:
+        for name in given:
+            if name not in roles:
+                raise unknown(f"hyper-parameter of {cls.__name__}:", name, roles)
+        set_fields(self, **given)
+
+    made.__init__ = init
     jax.tree_util.register_dataclass(
         made,
         data_fields=[name for name, role in roles.items() if role != "static"],
@@ -57,7 +71,10 @@ def flatten(value: Any, prefix: str = "") -> dict[str, Any]:
     elif is_config(value):
         parts = [{prefix: type(value).__name__.lower()}] if prefix else []
         for field in dataclasses.fields(value):
-            parts.append(flatten(getattr(value, field.name), f"{prefix}.{field.name}" if prefix else field.name))
+            item = getattr(value, field.name)
+            if field.metadata.get("role") == "traced" and isinstance(item, int):
+                item = float(item)  # 1 and 1.0 are one hyper-parameter
+            parts.append(flatten(item, f"{prefix}.{field.name}" if prefix else field.name))
     else:
         if isinstance(value, (tuple, list)):
             value = "x".join(str(item) for item in value)
@@ -100,6 +117,8 @@ def check_fields(value: Any, where: str) -> None:
         for name, item in value.items():
             check_fields(item, f"{where}.{name}")
         return
+    if isinstance(value, type):
+        raise UserError(f"{where}: was given the class {value.__name__}; write {value.__name__}() to make one")
     if not is_config(value):
         raise UserError(f"{where}: expected a config, was given {value!r} of type {type(value).__name__}")
     for field in dataclasses.fields(value):
@@ -107,31 +126,55 @@ def check_fields(value: Any, where: str) -> None:
         if role == "child":
             check_fields(item, path)
         elif role == "traced":
-            low, high = field.metadata["low"], field.metadata["high"]
-            if isinstance(item, bool) or not isinstance(item, (int, float)):
-                raise UserError(f"{path}: expected a number, was given {item!r} of type {type(item).__name__}")
-            if not low <= item <= high:
-                raise UserError(f"{path}: was given {item!r}; allowed are finite numbers from {low} to {high}")
-            if not math.isfinite(item):
-                raise UserError(f"{path}: was given {item!r}; allowed are finite numbers")
+            _check_number(item, path, field.metadata["low"], field.metadata["high"])
         else:
             _check_static(item, field, path)
 
 
+def _check_number(item: Any, path: str, low: float = -math.inf, high: float = math.inf) -> None:
+    if isinstance(item, bool) or not isinstance(item, (int, float)):
+        raise UserError(f"{path}: expected a number, was given {item!r} of type {type(item).__name__}")
+    low, high = max(low, -LARGEST_FLOAT), min(high, LARGEST_FLOAT)
+    if not low <= item <= high:  # also true of NaN
+        raise UserError(f"{path}: was given {item!r}; allowed are finite numbers from {low:g} to {high:g}")
+
+
+def _check_whole(item: Any, path: str, low: int) -> None:
+    if isinstance(item, bool) or not isinstance(item, int):
+        raise UserError(f"{path}: expected a whole number, was given {item!r} of type {type(item).__name__}")
+    if not low <= item <= LARGEST_INT:
+        bound = f"the least allowed is {low}" if item < low else f"the most allowed is {LARGEST_INT}"
+        raise UserError(f"{path}: was given {item}; {bound}")
+
+
 def _check_static(item: Any, field: dataclasses.Field[Any], path: str) -> None:
-    choices, low = field.metadata.get("choices"), field.metadata.get("low")
-    if choices is not None and item not in choices:
-        raise unknown(f"value of {path}:", item, [str(choice) for choice in choices])
-    if isinstance(field.default, bool):
+    choices, low, default = field.metadata.get("choices"), field.metadata.get("low"), field.default
+    if choices is not None:
+        if not isinstance(item, (str, int, type(None))) or item not in choices:
+            raise unknown(f"value of {path}:", item, [str(choice) for choice in choices])
+    elif isinstance(default, bool):
         if not isinstance(item, bool):
             raise UserError(f"{path}: expected True or False, was given {item!r}")
-    elif low is not None and item is not None:
-        numbers = item if isinstance(item, tuple) else (item,)
-        for number in numbers:
-            if isinstance(number, bool) or not isinstance(number, int):
-                raise UserError(f"{path}: expected a whole number, was given {number!r}")
-            if number < low:
-                raise UserError(f"{path}: was given {number}; the least allowed is {low}")
+    elif low is not None:
+        if item is None and default is None:
+            return
+        if not isinstance(default, tuple):
+            _check_whole(item, path, low)
+            return
+        if not isinstance(item, tuple):
+            raise UserError(f"{path}: expected a tuple of whole numbers such as {default}, was given {item!r}")
+        for number in item:
+            _check_whole(number, path, low)
+    elif isinstance(default, str):
+        if not isinstance(item, str):
+            raise UserError(f"{path}: expected a text, was given {item!r} of type {type(item).__name__}")
+    elif isinstance(default, float):
+        _check_number(item, path)
+    else:
+        try:
+            hash(item)
+        except TypeError as error:
+            raise UserError(f"{path}: was given {item!r}, which cannot be hashed; give a tuple or a name") from error
 
 
 def grid(**axes: Sequence[Any]) -> list[dict[str, Any]]:

@@ -8,9 +8,14 @@ class UserError(ValueError):
     """A mistake in what the user gave. The message says what was given, what is allowed and what to do."""
 
 
+def did_you_mean(name: object, known: Iterable[str]) -> str:
+    """` Did you mean 'ewc'?`, or nothing where no known name is near."""
+    by_lower = {one.lower(): one for one in known}
+    near = difflib.get_close_matches(str(name).lower(), by_lower, n=1, cutoff=0.5)
+    return f" Did you mean {by_lower[near[0]]!r}?" if near else ""
+
+
 def unknown(kind: str, name: object, known: Iterable[str]) -> UserError:
     """`unknown method 'ewk'; known: ewc, l2. Did you mean 'ewc'?`"""
     known = sorted(known)
-    near = difflib.get_close_matches(str(name), known, n=1, cutoff=0.5)
-    hint = f" Did you mean {near[0]!r}?" if near else ""
-    return UserError(f"unknown {kind} {name!r}; known: {', '.join(known)}.{hint}")
+    return UserError(f"unknown {kind} {name!r}; known: {', '.join(known) or 'none'}.{did_you_mean(name, known)}")

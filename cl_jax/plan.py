@@ -2,15 +2,15 @@
 
 import dataclasses
 import hashlib
+import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import jax
 
 from cl_jax.errors import UserError
 from cl_jax.experiment import Member
-from cl_jax.results import read_json, write_json
+from cl_jax.results import read_shard, write_json
 
 WIDEST = 8  # members side by side; wider vmaps leave the caches of a CPU (measured choice per device comes later)
 
@@ -33,6 +33,11 @@ def group_name(member: Member) -> str:
     return hashlib.sha256(str(jax.tree.structure(member.entry.run)).encode()).hexdigest()[:8]
 
 
+def folder_label(label: str) -> str:
+    """A label as part of a folder name: no separators, no dots in front, not long; hashes beside it keep it unique."""
+    return re.sub(r"[^A-Za-z0-9_.=+-]+", "_", label).lstrip(".")[:40] or "_"
+
+
 def choose_width(num_members: int, widest: int = WIDEST) -> int:
     """The widest W that pads the fewest members up to a multiple of it."""
     return min(range(1, max(1, min(widest, num_members)) + 1), key=lambda w: (-(-num_members // w) * w, -w))
@@ -50,14 +55,15 @@ def make_plan(out: Path, members: Sequence[Member], width: int | None) -> list[S
     wanted = {member.id: member for member in members}
     shards, placed, widths = [], set(), {}
     for file in sorted((out / "shards").glob("*/shard.json")):
-        content: Any = read_json(file)
-        ids = content["members"]
-        widths[content["group"]] = content["width"]
+        ids, group, begun_width = read_shard(file)
+        widths[group] = begun_width
         done = (file.parent / "DONE.json").is_file()
         here = tuple(wanted[name] for name in ids if name in wanted)
         if here and (done or len(here) == len(ids)):
+            if width is not None and width != begun_width:
+                raise UserError(_other_width(width, begun_width, out))
             # A done shard may hold members nobody asks for now; their place in the record is by position.
-            shards.append(Shard(folder=file.parent, members=here, width=content["width"]))
+            shards.append(Shard(folder=file.parent, members=here, width=begun_width))
             placed.update(ids)
     groups: dict[str, list[Member]] = {}
     for member in members:
@@ -66,15 +72,19 @@ def make_plan(out: Path, members: Sequence[Member], width: int | None) -> list[S
     for group, new in groups.items():
         fixed = widths.get(group)
         if width is not None and fixed is not None and fixed != width:
-            raise UserError(
-                f"width: was given {width}, but {out} was begun with {fixed} and results "
-                f"depend on it in the last bits; leave --width out, or choose another --out"
-            )
+            raise UserError(_other_width(width, fixed, out))
         shard_width = fixed or width or choose_width(len(new))
         address = hashlib.sha256("".join(member.id for member in new).encode()).hexdigest()[:8]
-        folder = out / "shards" / f"{new[0].entry.label}-{group}-{address}"
+        folder = out / "shards" / f"{folder_label(new[0].entry.label)}-{group}-{address}"
         shards.append(Shard(folder=folder, members=tuple(new), width=shard_width))
     return shards
+
+
+def _other_width(width: int, begun: int, out: Path) -> str:
+    return (
+        f"--width: was given {width}, but {out} was begun with {begun} and results depend on it in the last bits; "
+        f"leave --width out, or choose another --out"
+    )
 
 
 def begin(shard: Shard) -> None:

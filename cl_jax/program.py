@@ -14,7 +14,6 @@ from cl_jax import train
 from cl_jax.adapters import Full
 from cl_jax.batch import Reference, Task
 from cl_jax.data import Data
-from cl_jax.errors import UserError
 from cl_jax.evaluate import evaluate
 from cl_jax.experiment import Run
 from cl_jax.method import chain, stream_key
@@ -29,7 +28,6 @@ from cl_jax.tasks.stream import (
     make_curriculum,
     render,
     sample_references,
-    smallest_task,
     task_rows,
 )
 
@@ -153,37 +151,3 @@ def row(run: Run, curriculum: Curriculum, params: Params, data: Data, after: jax
     """Evaluation after `after` tasks: float32 [splits, metrics, T]. `run` is of `world_of`."""
     view = view_of(run, data)
     return evaluate(run.model.build(view.num_outputs), params, view, curriculum, data, after)
-
-
-def check_run(run: Run, data: Data, where: str) -> None:
-    """What is wrong with a configuration on this data, before anything compiles. Raises UserError."""
-    view = view_of(run, data)
-    smallest = smallest_task(view.stream, data, "train")
-    if run.batch_size > smallest:
-        raise UserError(
-            f"{where}: batch_size {run.batch_size} is larger than the smallest task, {smallest} training examples: "
-            f"lower batch_size or the number of tasks"
-        )
-    for split in ("validation", "test"):
-        if smallest_task(view.stream, data, split) == 0:
-            raise UserError(f"{where}: a task has no {split} examples: use fewer tasks or a larger {split} share")
-    if run.scenario == "task" and view.stream.classes_per_task == 1:
-        raise UserError(
-            f"{where}: task-incremental tasks of one class leave one output to choose from: every answer is right; "
-            f"use fewer tasks, or scenario 'class'"
-        )
-    shape = jax.eval_shape(
-        run.model.build(view.num_outputs).init,
-        jax.random.key(0),
-        jax.ShapeDtypeStruct((1, *data.images.shape[1:]), jnp.float32),
-    )
-    run.adapter.check(shape)
-    for name, method in run.methods.items():
-        capacity = getattr(method, "capacity", None)
-        if capacity is not None and capacity > data.sizes[0]:
-            raise UserError(
-                f"{where}: methods.{name}.capacity {capacity} is larger than the {data.sizes[0]} training examples"
-            )
-        if getattr(method, "proximal", False) and not run.adapter.build().identity:
-            raise UserError(f"{where}: methods.{name}.proximal needs every weight trained directly; adapter is LoRA")
-    jax.eval_shape(lambda seed: make_world(world_of(run), seed, data), jnp.zeros((), jnp.int32))

@@ -12,6 +12,10 @@ from cl_jax.plan import Shard
 LOG_SECONDS = 10.0  # between two lines in a log
 
 
+class Stopped(Exception):
+    """Raised in a shard's thread when the run is being stopped."""
+
+
 class Bar:
     """A bar in a terminal, a plain line now and then elsewhere, nothing when quiet."""
 
@@ -20,10 +24,11 @@ class Bar:
         self._live = not quiet and self._console.is_terminal
         self._quiet, self._total, self._done = quiet, max(total_member_steps, 1), 0
         self._start, self._trained, self._last_line = time.monotonic(), 0, 0.0
-        self._lock = threading.Lock()
+        self._lock, self._stopped = threading.Lock(), False
         self._bar = Progress(
-            TextColumn("{task.description:<44.44}"), BarColumn(bar_width=None), TextColumn("{task.percentage:>3.0f}%"),
-            TextColumn("{task.fields[rate]}"), TimeRemainingColumn(), console=self._console, disable=not self._live,
+            TextColumn("{task.description:<44.44}", markup=False), BarColumn(bar_width=None),
+            TextColumn("{task.percentage:>3.0f}%"), TextColumn("{task.fields[rate]}"), TimeRemainingColumn(),
+            console=self._console, disable=not self._live,
         )  # fmt: skip
         self._task: TaskID = self._bar.add_task("starting", total=self._total, rate="")
 
@@ -33,6 +38,10 @@ class Bar:
 
     def __exit__(self, *error: object) -> None:
         self._bar.stop()
+
+    def stop(self) -> None:
+        """Every shard that reports from now on is stopped there."""
+        self._stopped = True
 
     def compiling(self, shard: Shard) -> None:
         self._show(f"compiling {shard.members[0].entry.label} ({len(shard.members)} members)", force=True)
@@ -49,6 +58,8 @@ class Bar:
             self._console.print(message, markup=False, highlight=False)
 
     def _show(self, text: str, force: bool = False) -> None:
+        if self._stopped:
+            raise Stopped
         with self._lock:
             now = time.monotonic()
             rate = self._trained / max(now - self._start, 1e-9)

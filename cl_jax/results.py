@@ -1,9 +1,13 @@
 """The tidy results table: one row a value, every hyper-parameter a column; and how files are written safely."""
 
+import hashlib
+import io
 import json
 import os
 import uuid
-from collections.abc import Sequence
+import zipfile
+import zlib
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +15,16 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from cl_jax.errors import UserError
+from cl_jax.errors import UserError, did_you_mean
 from cl_jax.evaluate import EVALUATED, METRICS
 from cl_jax.experiment import Member, hyper_parameters, stream_label
 
 RESULTS = "results.parquet"
+# The columns beside the hyper-parameters.
+FIXED = {
+    "member": pa.string(), "method": pa.string(), "stream": pa.string(), "seed": pa.int32(), "diverged": pa.bool_(),
+    "after_task": pa.int32(), "task": pa.int32(), "split": pa.string(), "metric": pa.string(), "value": pa.float64(),
+}  # fmt: skip
 
 
 def write_atomically(path: Path, content: bytes) -> None:
@@ -36,11 +45,67 @@ def write_json(path: Path, value: Any) -> None:
     write_atomically(path, (json.dumps(value, indent=1, sort_keys=True) + "\n").encode())
 
 
-def read_json(path: Path) -> Any:
+def read_json(path: Path, kinds: Mapping[str, type]) -> dict[str, Any]:
+    """The object in a JSON file.
+
+    Args:
+        kinds: what it has to hold, by name.
+
+    Raises:
+        UserError: not readable, not JSON, or without one of `kinds`.
+    """
     try:
-        return json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: cannot be read ({error}); remove it to start this part anew") from error
+        content = json.loads(path.read_text())
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{path}: cannot be read ({error}); remove it and run again") from error
+    held = content if isinstance(content, dict) else {}
+    for name, kind in kinds.items():
+        if not isinstance(held.get(name), kind):
+            raise UserError(f"{path}: is broken, it has no {name!r} of type {kind.__name__}; remove it and run again")
+    return held
+
+
+def read_shard(path: Path) -> tuple[list[str], str, int]:
+    """Member ids, group and width of a shard.json. Raises UserError."""
+    held = read_json(path, {"members": list, "group": str, "width": int})
+    ids, width = held["members"], held["width"]
+    if not ids or not all(isinstance(name, str) for name in ids) or len(set(ids)) < len(ids) or width < 1:
+        raise UserError(f"{path}: is broken; remove the folder {path.parent} and run again")
+    return ids, held["group"], width
+
+
+def read_record(path: Path, num_members: int, sha256: str | None) -> tuple[np.ndarray, np.ndarray, int]:
+    """Record, divergence flags and rows done of a shard's record.npz, as `rows` takes them.
+
+    Args:
+        sha256: what its bytes must have, or None.
+
+    Raises:
+        UserError: it cannot be read, does not match, or is not a record of that many members.
+    """
+    remedy = f"remove the folder {path.parent} and run again"
+    try:
+        content = path.read_bytes()
+        if sha256 is not None and hashlib.sha256(content).hexdigest() != sha256:
+            raise UserError(f"{path}: does not match its sha256; {remedy}")
+        with np.load(io.BytesIO(content), allow_pickle=False) as read:
+            record, diverged, rows_done = read["record"], read["diverged"], read["rows_done"]
+    except (OSError, ValueError, KeyError, EOFError, MemoryError, zipfile.BadZipFile, zlib.error) as error:
+        if isinstance(error, UserError):
+            raise
+        raise UserError(f"{path}: cannot be read ({error}); {remedy}") from error
+    sound = (
+        record.dtype == np.float32
+        and record.ndim == 5
+        and record.shape == (num_members, record.shape[4] + 1, len(EVALUATED), len(METRICS), record.shape[4])
+        and (diverged.dtype, diverged.shape) == (np.dtype(bool), (num_members,))
+        and rows_done.dtype == np.int32
+        and rows_done.shape == ()
+        and 0 <= rows_done <= record.shape[1]
+    )
+    if not sound:
+        raise UserError(f"{path}: is not a record of {num_members} members; {remedy}")
+    return record, diverged, int(rows_done)
 
 
 def rows(members: Sequence[Member], record: np.ndarray, diverged: np.ndarray, rows_done: int) -> list[dict[str, Any]]:
@@ -72,18 +137,23 @@ def rows(members: Sequence[Member], record: np.ndarray, diverged: np.ndarray, ro
 
 
 def write_table(path: Path, table_rows: Sequence[dict[str, Any]]) -> None:
-    """Writes rows as Parquet, sorted, columns in a fixed order: equal results give equal bytes."""
-    fixed = [
-        ("member", pa.string()), ("method", pa.string()), ("stream", pa.string()), ("seed", pa.int32()),
-        ("diverged", pa.bool_()), ("after_task", pa.int32()), ("task", pa.int32()), ("split", pa.string()),
-        ("metric", pa.string()), ("value", pa.float64()),
-    ]  # fmt: skip
+    """Writes rows as Parquet, sorted, columns in a fixed order: equal results give equal bytes.
+
+    A column of hyper-parameters has one type: int64 for whole numbers, float64 for numbers, bool, or string; null where
+    a member has no such hyper-parameter. One that is a number in some members and a name in others becomes two
+    columns: numbers in `config.x`, names in `config.x.name`.
+    """
     names = sorted({name for row in table_rows for name in row if name.startswith("config.")})
-    columns: dict[str, Any] = {}
-    for name, kind in fixed:
-        columns[name] = pa.array([row[name] for row in table_rows], kind)
+    columns = {name: pa.array([row[name] for row in table_rows], kind) for name, kind in FIXED.items()}
     for name in names:
-        columns[name] = pa.array(*_one_type([row.get(name) for row in table_rows]))
+        values = [row.get(name) for row in table_rows]
+        words = [value if isinstance(value, str) else None for value in values]
+        numbers = [value if isinstance(value, (bool, int, float)) else None for value in values]
+        mixed = any(value is not None for value in words) and any(value is not None for value in numbers)
+        if mixed or not any(value is not None for value in words):
+            columns[name] = pa.array(*_one_type(numbers))
+        if any(value is not None for value in words):
+            columns[f"{name}.name" if mixed else name] = pa.array(words, pa.string())
     table = pa.table(columns)
     keys = ["stream", "method", "member", "after_task", "task", "split", "metric"]
     table = table.sort_by([(key, "ascending") for key in keys])
@@ -93,15 +163,13 @@ def write_table(path: Path, table_rows: Sequence[dict[str, Any]]) -> None:
 
 
 def _one_type(values: list[Any]) -> tuple[list[Any], pa.DataType]:
-    """A column's values and type: a path may hold numbers in one method and names in another."""
+    """Numbers as the narrowest type that holds them all; True and False among numbers are 1 and 0."""
     kinds = {type(value) for value in values if value is not None}
-    if kinds <= {bool}:
+    if kinds == {bool}:
         return values, pa.bool_()
-    if kinds <= {int}:
-        return values, pa.int64()
-    if kinds <= {int, float}:
+    if float in kinds or not kinds:
         return [None if value is None else float(value) for value in values], pa.float64()
-    return [None if value is None else str(value) for value in values], pa.string()
+    return [None if value is None else int(value) for value in values], pa.int64()
 
 
 def read_table(out: Path) -> pa.Table:
@@ -112,8 +180,17 @@ def read_table(out: Path) -> pa.Table:
     """
     path = out / RESULTS
     if not path.is_file():
-        raise UserError(f"no {RESULTS} in {out}: give the output folder of `cl-jax run`")
+        near = [file.parent.name for file in sorted(out.parent.glob(f"*/{RESULTS}"))]
+        known = f"; beside it are {', '.join(near)}" if near else ""
+        raise UserError(
+            f"no {RESULTS} in {out}: give the output folder of `cl-jax run`{known}.{did_you_mean(out.name, near)}"
+        )
+    again = "run the experiment again to rebuild it"
     try:
-        return pq.read_table(path)
-    except (pa.ArrowException, OSError) as error:
-        raise UserError(f"{path}: not a readable table ({error}); run the experiment again to rebuild it") from error
+        table = pq.read_table(path)
+    except (pa.ArrowException, OSError, MemoryError) as error:
+        raise UserError(f"{path}: not a readable table ({error}); {again}") from error
+    for name, kind in FIXED.items():
+        if name not in table.column_names or table.schema.field(name).type != kind:
+            raise UserError(f"{path}: has no column {name!r} of type {kind}; {again}")
+    return table

@@ -1,11 +1,12 @@
 """An experiment from its file to its results: load, check, plan, run, write the table."""
 
+import contextlib
 import dataclasses
 import os
 import platform
 import sys
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -13,10 +14,11 @@ from typing import Any
 import jax
 
 from cl_jax import compiled, plan, results, sources, sweep
+from cl_jax.checks import check_runs
+from cl_jax.config import LARGEST_INT
 from cl_jax.data import Data, split_source
 from cl_jax.errors import UserError
 from cl_jax.experiment import Entry, Experiment, check_experiment, load_experiment, members
-from cl_jax.program import check_run
 from cl_jax.progress import Bar
 
 
@@ -39,43 +41,55 @@ def prepare(
     Raises:
         UserError: whatever is wrong with the experiment, the data or the output folder.
     """
+    for option, number in (("--seeds", seeds), ("--steps", steps), ("--width", width)):
+        if number is not None and not 1 <= number <= LARGEST_INT:
+            bound = "the least allowed is 1" if number < 1 else f"the most allowed is {LARGEST_INT}"
+            raise UserError(f"{option}: was given {number}; {bound}")
     experiment = load_experiment(path)
     changes: dict[str, Any] = {}
     if data is not None:
         changes["data"] = data
     if steps is not None:
         changes["steps"] = steps
+    check_experiment(experiment)
     if seeds is not None:
-        if seeds < 1:
-            raise UserError(f"--seeds: was given {seeds}; the least allowed is 1")
         experiment = dataclasses.replace(experiment, seeds=tuple(range(seeds)))
     if changes:
         entries = tuple(
             Entry(label=entry.label, run=dataclasses.replace(entry.run, **changes)) for entry in experiment.entries
         )
         experiment = dataclasses.replace(experiment, entries=entries)
-    check_experiment(experiment)
+    _check_out(out, experiment)
+    _check_folder(folder, experiment)
     wanted = {(entry.run.data, entry.run.validation) for entry in experiment.entries}
     loaded = {name: sources.load(name, folder) for name in sorted({name for name, _ in wanted})}
     on_device = {(name, share): split_source(loaded[name], share) for name, share in wanted}
-    for entry in experiment.entries:
-        check_run(entry.run, on_device[entry.run.data, entry.run.validation], entry.label)
-    _check_out(out, experiment)
+    check_runs(experiment.entries, on_device)
     everyone = members(experiment, {name: source.sha256 for name, source in loaded.items()})
     shards = plan.make_plan(out, everyone, width)
+    for shard in shards:
+        if shard.done:
+            sweep.read_record(shard)  # a broken one is better known before than after training
     return Job(experiment=experiment, data=on_device, shards=shards, out=out)
 
 
 def _check_out(out: Path, experiment: Experiment) -> None:
-    if out.exists() and not out.is_dir():
-        raise UserError(f"--out {out} is a file; give a folder")
+    for place in (out, *out.absolute().parents):
+        if place.exists() and not place.is_dir():
+            raise UserError(f"--out {out}: {place} is a file; give a folder")
     file = out / "experiment.json"
     if file.is_file():
-        other = results.read_json(file).get("name")
+        other = results.read_json(file, {"name": str})["name"]
         if other != experiment.name:
             raise UserError(f"{out} holds experiment {other!r}, not {experiment.name!r}; give another --out")
     elif out.is_dir() and any(out.iterdir()):
         raise UserError(f"{out} is not empty and holds no experiment.json; give an empty or a new folder as --out")
+
+
+def _check_folder(folder: Path | None, experiment: Experiment) -> None:
+    names = sorted({entry.run.data for entry in experiment.entries})
+    if folder is not None and not any(name.startswith(("idx", "tfds")) for name in names):
+        raise UserError(f"--data-dir {folder}: data {', '.join(names)} reads no folder; leave it out or give --data")
 
 
 def run(job: Job, *, quiet: bool = False, parallel: int | None = None) -> None:
@@ -103,16 +117,19 @@ def run(job: Job, *, quiet: bool = False, parallel: int | None = None) -> None:
                 first = shard.members[0].entry.run
                 sweep.run_shard(shard, job.data[first.data, first.validation], bar, programs)
 
-            with ThreadPoolExecutor(parallel or cores) as pool:
-                futures = [pool.submit(one, shard) for shard in todo]
-                try:
-                    for future in futures:
-                        future.result()
-                except BaseException:
-                    pool.shutdown(wait=False, cancel_futures=True)
-                    raise
-    finally:
-        gather(job)
+            pool = ThreadPoolExecutor(parallel or cores)
+            futures = [pool.submit(one, shard) for shard in todo]
+            try:
+                for future in as_completed(futures):
+                    future.result()
+            finally:
+                bar.stop()  # the other shards end at their next chunk
+                pool.shutdown(wait=False, cancel_futures=True)
+    except BaseException:
+        with contextlib.suppress(UserError, OSError):  # the first error is the one to tell
+            gather(job)
+        raise
+    gather(job)
 
 
 def gather(job: Job) -> None:

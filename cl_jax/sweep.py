@@ -17,7 +17,8 @@ from cl_jax.data import Data
 from cl_jax.errors import UserError
 from cl_jax.evaluate import EVALUATED, METRICS
 from cl_jax.plan import Shard, begin
-from cl_jax.results import read_json, write_atomically, write_json
+from cl_jax.results import read_json, read_shard, write_atomically, write_json
+from cl_jax.results import read_record as read_record_file
 
 CHUNK_STEPS = 250  # steps between two reports of progress
 
@@ -113,15 +114,13 @@ def read_record(shard: Shard) -> tuple[np.ndarray, np.ndarray, int] | None:
     """Record and divergence flags of the shard's members, and the number of rows that hold values; None: none yet.
 
     Raises:
-        UserError: a finished record does not match its sha256.
+        UserError: a finished record does not match its sha256, or a file of the shard is broken.
     """
     path = shard.folder / "record.npz"
-    if not path.is_file():
+    if not path.is_file() and not shard.done:
         return None
-    content = path.read_bytes()
-    if shard.done and hashlib.sha256(content).hexdigest() != read_json(shard.folder / "DONE.json")["record_sha256"]:
-        raise UserError(f"{path}: does not match its sha256; remove the folder {shard.folder} and run again")
-    ids = read_json(shard.folder / "shard.json")["members"]
+    sha256 = read_json(shard.folder / "DONE.json", {"record_sha256": str})["record_sha256"] if shard.done else None
+    ids, _, _ = read_shard(shard.folder / "shard.json")
+    record, diverged, rows_done = read_record_file(path, len(ids), sha256)
     at = [ids.index(member.id) for member in shard.members]
-    with np.load(io.BytesIO(content), allow_pickle=False) as read:
-        return read["record"][at], read["diverged"][at], int(read["rows_done"])
+    return record[at], diverged[at], rows_done

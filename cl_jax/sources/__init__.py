@@ -12,7 +12,14 @@ import numpy as np
 
 from cl_jax import errors
 
-_KNOWN = ("digits", "idx:<folder>", "tfds:mnist", "tfds:fashion_mnist", "tfds:kmnist", "tfds:<name>")
+KNOWN = {
+    "digits": "1797 handwritten digits, 8 x 8; comes with scikit-learn, no files, no network.",
+    "idx:<folder>": "A folder of the four files of MNIST's format, gzipped or not.",
+    "tfds:mnist": "70000 handwritten digits, 28 x 28, from TensorFlow Datasets.",
+    "tfds:fashion_mnist": "70000 pieces of clothing, 28 x 28, from TensorFlow Datasets.",
+    "tfds:kmnist": "70000 handwritten hiragana, 28 x 28, from TensorFlow Datasets.",
+    "tfds:<name>": "Any other set there of uint8 images of one shape with one label; needs TensorFlow to prepare it.",
+}
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -85,4 +92,4 @@ def load(name: str, folder: Path | None = None) -> Source:
         from cl_jax.sources import tfds
 
         return tfds.load(rest, folder)
-    raise errors.unknown("data source", name, _KNOWN)
+    raise errors.unknown("data source", name, KNOWN)
