@@ -1,5 +1,7 @@
-"""What is wrong with an experiment on its data: shapes are derived, nothing is compiled."""
+"""What is wrong with an experiment, by itself and on its data: shapes are derived, nothing is compiled."""
 
+import json
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -7,12 +9,108 @@ import jax
 import jax.numpy as jnp
 
 from cl_jax import program
+from cl_jax.adapters import ADAPTERS
 from cl_jax.adapters.adapter import Adapter
+from cl_jax.config import LARGEST_INT, check_fields
 from cl_jax.data import Data
-from cl_jax.errors import UserError
-from cl_jax.experiment import Entry, Run
-from cl_jax.optimizers import Sgd
+from cl_jax.errors import UserError, did_you_mean
+from cl_jax.experiment import MODELS, Entry, Experiment, Run, hyper_parameters
+from cl_jax.methods import METHODS
+from cl_jax.optimizers import OPTIMIZERS, Sgd
+from cl_jax.schedules import SCHEDULES
+from cl_jax.tasks import STREAMS
 from cl_jax.tasks.stream import View, smallest_task
+
+# What may stand in each field of a run: the parts of the package by name, and what any part there has to have.
+_PARTS: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
+    "stream": (STREAMS, ("build", "num_tasks")),
+    "model": (MODELS, ("build",)),
+    "optimizer": (OPTIMIZERS, ("build", "learning_rate", "reset")),
+    "schedule": (SCHEDULES, ("value",)),
+    "adapter": (ADAPTERS, ("build", "check")),
+    "methods": (METHODS, ("build",)),
+}
+
+
+def check_experiment(experiment: Experiment) -> None:
+    """Everything about an experiment that can be wrong whatever the data. Raises UserError."""
+    name = f"experiment {experiment.name!r}"
+    for field in ("name", "description"):
+        if not isinstance(getattr(experiment, field), str):
+            raise UserError(f"{name}: {field} expects a text, was given {getattr(experiment, field)!r}")
+    if not isinstance(experiment.entries, (tuple, list)) or not experiment.entries:
+        raise UserError(f"{name}: entries expects a tuple of at least one Entry, was given {experiment.entries!r:.200}")
+    _check_seeds(experiment.seeds, name)
+    seen: set[str] = set()
+    for entry in experiment.entries:
+        if not isinstance(entry, Entry):
+            raise UserError(
+                f"{name}: entries expects Entry values, found {entry!r:.100}; `sweep` gives several, so write a star "
+                f"before it: (*sweep(...), *sweep(...))"
+            )
+        if not isinstance(entry.label, str) or not entry.label.strip():
+            raise UserError(f"{name}: the label of an entry expects a text, was given {entry.label!r}")
+        check_parts(entry.run, entry.label)
+        key = json.dumps({**hyper_parameters(entry.run), "label": entry.label}, sort_keys=True)
+        if key in seen:
+            raise UserError(f"{entry.label}: the same configuration twice; remove one or give it another label")
+        seen.add(key)
+
+
+def _check_seeds(seeds: Any, name: str) -> None:
+    if not isinstance(seeds, (tuple, list, range)) or len(seeds) == 0:
+        raise UserError(f"{name}: seeds expects a tuple of at least one whole number, was given {seeds!r}")
+    for seed in seeds:
+        if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed <= LARGEST_INT:
+            raise UserError(f"{name}: seeds are whole numbers from 0 to {LARGEST_INT}, was given {seed!r}")
+    twice = sorted({seed for seed in seeds if list(seeds).count(seed) > 1})
+    if twice:
+        raise UserError(f"{name}: seeds {', '.join(map(str, twice))} given more than once; remove the repeats")
+
+
+def check_parts(run: Any, where: str) -> None:
+    """Every field of a run: its kind of part, then types, ranges and names within. Raises UserError."""
+    if not isinstance(run, Run):
+        raise UserError(f"{where}: expected a Run, was given {run!r:.200}")
+    if not isinstance(run.methods, Mapping):
+        raise UserError(f"{where}.methods: expected a dict such as {{'ewc': Ewc()}}, was given {run.methods!r:.200}")
+    for name in run.methods:
+        if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9-]+(_[A-Za-z0-9-]+)*", name):
+            raise UserError(f"{where}.methods: a method's name expects letters, digits, - and _, was given {name!r}")
+    for field in _PARTS:
+        value = getattr(run, field)
+        for path, part in value.items() if field == "methods" else [("", value)]:
+            _check_part(part, field, f"{where}.{field}.{path}".removesuffix("."))
+    check_fields(run, where)
+    if not 0 < run.validation < 1:
+        raise UserError(f"{where}.validation: was given {run.validation}; allowed are shares between 0 and 1")
+    if run.training_mask != "seen" and run.scenario != "class":
+        raise UserError(
+            f"{where}.training_mask: was given {run.training_mask!r} in scenario {run.scenario!r}, where it changes "
+            f"nothing; leave it out, or use scenario 'class'"
+        )
+
+
+def _check_part(part: Any, field: str, where: str) -> None:
+    table, needed = _PARTS[field]
+    classes = ", ".join(f"{cls.__name__}()" for cls in table.values())
+    expected = f"expected a config such as {classes}"
+    if isinstance(part, type):
+        raise UserError(f"{where}: {expected}, was given the class {part.__name__}; write {part.__name__}()")
+    if isinstance(part, str):
+        hint = did_you_mean(part, table)
+        for name, cls in table.items():
+            hint = hint.replace(f"{name!r}", f"{cls.__name__}()")
+        raise UserError(f"{where}: {expected}, was given the text {part!r}.{hint}")
+    for other, (others, _) in _PARTS.items():
+        if other != field and type(part) in others.values():
+            raise UserError(f"{where}: {expected}, was given {type(part).__name__}(), which belongs in {other!r}")
+    missing = [name for name in needed if not hasattr(part, name)]
+    if missing:
+        raise UserError(
+            f"{where}: {expected}, or one of your own with {', '.join(needed)}; was given {part!r:.200} of type "
+            f"{type(part).__name__}, which has no {', '.join(missing)}"
+        )
 
 
 def check_runs(entries: Sequence[Entry], data: Mapping[tuple[str, float], Data]) -> None:

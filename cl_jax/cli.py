@@ -1,9 +1,7 @@
-"""The command line: parse, validate, call. Nothing slow is imported before a command needs it."""
+"""The command line: call what was asked for, and say what went wrong. Nothing slow is imported before it is needed."""
 
 import contextlib
-import dataclasses
 import os
-import re
 import shlex
 import signal
 import sys
@@ -11,105 +9,10 @@ import textwrap
 import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Any
 
-import tyro
-
-from cl_jax.errors import UserError, did_you_mean, unknown
-
-FORMATS = ("terminal", "markdown", "latex", "csv")
-_Kind = TypeVar("_Kind")
-_Flag = Annotated[bool, tyro.conf.arg(help_behavior_hint="")]
-
-
-def _option(kind: type[_Kind], metavar: str) -> Any:
-    return Annotated[kind | None, tyro.conf.arg(metavar=metavar, help_behavior_hint="")]
-
-
-def _place(metavar: str) -> Any:
-    return Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar=metavar, help_behavior_hint="")]
-
-
-@dataclasses.dataclass
-class Plan:
-    """Show what `run` would do, and do none of it."""
-
-    experiment: _place("EXPERIMENT")  # pyright: ignore[reportInvalidTypeForm]
-    """Folder with a config.py, such as experiments/quickstart, or a .py file."""
-    out: _option(Path, "FOLDER") = None  # pyright: ignore[reportInvalidTypeForm]
-    """Where results go; left out: runs/<name of the experiment's folder>."""
-    data: _option(str, "DATA") = None  # pyright: ignore[reportInvalidTypeForm]
-    """Train on this instead of the experiment's data: digits, tfds:<name>, or a folder of IDX files as MNIST's."""
-    data_dir: _option(Path, "FOLDER") = None  # pyright: ignore[reportInvalidTypeForm]
-    """For tfds:<name>: a folder of its prepared or original files, so that no network is needed."""
-    seeds: _option(int, "N") = None  # pyright: ignore[reportInvalidTypeForm]
-    """Use the seeds 0 to N-1 instead of the experiment's."""
-    steps: _option(int, "N") = None  # pyright: ignore[reportInvalidTypeForm]
-    """Train N steps a task instead of the experiment's number."""
-    width: _option(int, "N") = None  # pyright: ignore[reportInvalidTypeForm]
-    """Train N runs side by side in one program; left out: chosen, then kept."""
-
-
-@dataclasses.dataclass
-class Run(Plan):
-    """Train an experiment, or go on with it; write its table and report."""
-
-    quiet: _Flag = False
-    """Print nothing but errors."""
-
-
-@dataclasses.dataclass
-class Report:
-    """Print the summary of a run; write its page and figures."""
-
-    out: _place("FOLDER")  # pyright: ignore[reportInvalidTypeForm]
-    """Output folder of `cl-jax run`, such as runs/quickstart."""
-    format: Annotated[str, tyro.conf.arg(metavar="|".join(FORMATS), help_behavior_hint="")] = "terminal"
-    """How to print the summary; left out: terminal."""
-
-
-@dataclasses.dataclass
-class List:
-    """Name everything an experiment can be made of."""
-
-
-COMMANDS = {"run": Run, "plan": Plan, "report": Report, "list": List}
-_ABOUT = """Measure catastrophic forgetting, and find what reduces it.
-
-Start with:
-  cl-jax run experiments/quickstart
-"""
-_ABOUT_COMMAND = {
-    "run": """Train every run of an experiment, and write its table (results.parquet) and its report.
-
-The same command again goes on where it stopped; nothing finished is trained twice.
-
-Examples:
-  cl-jax run experiments/quickstart
-  cl-jax run experiments/quickstart --data tfds:mnist --seeds 3 --out runs/mnist
-""",
-    "plan": """Show what `run` would do, and do none of it.
-
-That is: the number of training runs and of compiled programs, and what is finished already.
-
-Example:
-  cl-jax plan experiments/quickstart --seeds 20
-""",
-    "report": """Print the summary of a run, finished or not, and write its page and figures.
-
-Examples:
-  cl-jax report runs/quickstart
-  cl-jax report runs/quickstart --format latex > table.tex
-""",
-    "list": """Name everything an experiment can be made of, a line each.""",
-}
-
-
-_WHOLE = ("seeds", "steps", "width")
-_MISSING = {
-    "experiment": "give an experiment, such as experiments/quickstart",
-    "out": "give the output folder of a run, such as runs/quickstart",
-}
+from cl_jax import options
+from cl_jax.errors import UserError, unknown
 
 
 class Terminated(BaseException):
@@ -124,8 +27,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     words = sys.argv[1:] if arguments is None else list(arguments)
     try:
         with _terminable():
-            _check_words(words)
-            _call(_parse(words))
+            _call(options.parse(words))
             sys.stdout.flush()
     except UserError as error:
         _fail(str(error))
@@ -171,71 +73,12 @@ def _terminable() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def _check_words(words: Sequence[str]) -> None:
-    """A misspelt command or option, a value that is no number, a missing or surplus word: in one line each."""
-    if not words:
-        raise UserError(f"give a command: {', '.join(COMMANDS)}. See: cl-jax --help")
-    if words[0] in ("-h", "--help"):
-        return
-    if words[0] not in COMMANDS:
-        raise UserError(f"{unknown('command', words[0], COMMANDS)} See: cl-jax --help")
-    if "-h" in words or "--help" in words:
-        return
-    fields = dataclasses.fields(COMMANDS[words[0]])
-    options = {_spelling(f.name): f for f in fields if f.default is not dataclasses.MISSING}
-    places = [field.name for field in fields if field.default is dataclasses.MISSING]
-    help_ = f"See: cl-jax {words[0]} --help"
-    rest, placed = list(words[1:]), []
-    while rest:
-        word = rest.pop(0)
-        if not word.startswith("--"):
-            placed.append(word)
-            continue
-        name, given, value = word.partition("=")
-        if name.replace("_", "-") not in options:
-            allowed = f"allowed: {', '.join(options)}" if options else "it has none"
-            hint = did_you_mean(name, options)
-            raise UserError(f"unknown option {name!r} of {words[0]}; {allowed}.{hint} {help_}")
-        field = options[name.replace("_", "-")]
-        if isinstance(field.default, bool):
-            continue
-        if not given:
-            value = rest.pop(0) if rest else ""
-        if not value or (not given and value.startswith("--")):
-            raise UserError(f"{name}: a value is missing. {help_}")
-        if field.name in _WHOLE and not re.fullmatch(r"[+-]?[0-9]{1,18}", value):
-            raise UserError(f"{name}: expected a whole number, was given {value!r}. {help_}")
-    if len(placed) < len(places):
-        raise UserError(f"{words[0]}: {_MISSING[places[len(placed)]]}. {help_}")
-    if len(placed) > len(places):
-        raise UserError(f"{words[0]}: too many words: {' '.join(placed[len(places) :])}. {help_}")
-
-
-def _spelling(field: str) -> str:
-    return f"--{field.replace('_', '-')}"
-
-
-def _parse(words: Sequence[str]) -> Any:
-    markers = (tyro.conf.FlagCreatePairsOff, tyro.conf.DisallowNone)
-    if words and words[0] in COMMANDS:
-        name = words[0]
-        prog, about = f"cl-jax {name}", _ABOUT_COMMAND[name]
-        return tyro.cli(COMMANDS[name], args=words[1:], prog=prog, description=about, config=markers)
-    commands: Any = (
-        Annotated[Run, tyro.conf.subcommand("run")]
-        | Annotated[Plan, tyro.conf.subcommand("plan")]
-        | Annotated[Report, tyro.conf.subcommand("report")]
-        | Annotated[List, tyro.conf.subcommand("list")]
-    )
-    return tyro.cli(commands, args=words, prog="cl-jax", description=_ABOUT, config=markers)
-
-
-def _call(command: Run | Plan | Report | List) -> None:
-    if isinstance(command, List):
+def _call(command: options.Run | options.Plan | options.Report | options.List) -> None:
+    if isinstance(command, options.List):
         _list()
-    elif isinstance(command, Report):
-        if command.format not in FORMATS:
-            raise unknown("--format", command.format, FORMATS)
+    elif isinstance(command, options.Report):
+        if command.format not in options.FORMATS:
+            raise unknown("--format", command.format, options.FORMATS)
         _report(command.out, command.format)
     else:
         from cl_jax import runner
@@ -245,7 +88,7 @@ def _call(command: Run | Plan | Report | List) -> None:
             command.experiment, out, data=_data_name(command.data), folder=command.data_dir, seeds=command.seeds,
             steps=command.steps, width=command.width,
         )  # fmt: skip
-        if isinstance(command, Run):
+        if isinstance(command, options.Run):
             runner.run(job, quiet=command.quiet)
             _report(out, "terminal", quiet=command.quiet)
         else:

@@ -14,11 +14,11 @@ from typing import Any
 import jax
 
 from cl_jax import compiled, plan, results, sources, sweep
-from cl_jax.checks import check_runs
+from cl_jax.checks import check_experiment, check_runs
 from cl_jax.config import LARGEST_INT
 from cl_jax.data import Data, split_source
 from cl_jax.errors import UserError
-from cl_jax.experiment import Entry, Experiment, check_experiment, load_experiment, members
+from cl_jax.experiment import Entry, Experiment, load_experiment, members
 from cl_jax.progress import Bar
 
 

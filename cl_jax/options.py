@@ -1,0 +1,170 @@
+"""The commands and options of `cl-jax`, and what is wrong with the words of a command line."""
+
+import dataclasses
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+import tyro
+
+from cl_jax.errors import UserError, did_you_mean, unknown
+
+FORMATS = ("terminal", "markdown", "latex", "csv")
+_Kind = TypeVar("_Kind")
+_Flag = Annotated[bool, tyro.conf.arg(help_behavior_hint="")]
+
+
+def _option(kind: type[_Kind], metavar: str) -> Any:
+    return Annotated[kind | None, tyro.conf.arg(metavar=metavar, help_behavior_hint="")]
+
+
+def _place(metavar: str) -> Any:
+    return Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar=metavar, help_behavior_hint="")]
+
+
+@dataclasses.dataclass
+class Plan:
+    """Show what `run` would do, and do none of it."""
+
+    experiment: _place("EXPERIMENT")  # pyright: ignore[reportInvalidTypeForm]
+    """Folder with a config.py, such as experiments/quickstart, or a .py file."""
+    out: _option(Path, "FOLDER") = None  # pyright: ignore[reportInvalidTypeForm]
+    """Where results go; left out: runs/<name of the experiment's folder>."""
+    data: _option(str, "DATA") = None  # pyright: ignore[reportInvalidTypeForm]
+    """Train on this instead of the experiment's data: digits, tfds:<name>, or a folder of IDX files as MNIST's."""
+    data_dir: _option(Path, "FOLDER") = None  # pyright: ignore[reportInvalidTypeForm]
+    """For tfds:<name>: a folder of its prepared or original files, so that no network is needed."""
+    seeds: _option(int, "N") = None  # pyright: ignore[reportInvalidTypeForm]
+    """Use the seeds 0 to N-1 instead of the experiment's."""
+    steps: _option(int, "N") = None  # pyright: ignore[reportInvalidTypeForm]
+    """Train N steps a task instead of the experiment's number."""
+    width: _option(int, "N") = None  # pyright: ignore[reportInvalidTypeForm]
+    """Train N runs side by side in one program; left out: chosen, then kept."""
+
+
+@dataclasses.dataclass
+class Run(Plan):
+    """Train an experiment, or go on with it; write its table and report."""
+
+    quiet: _Flag = False
+    """Print nothing but errors."""
+
+
+@dataclasses.dataclass
+class Report:
+    """Print the summary of a run; write its page and figures."""
+
+    out: _place("FOLDER")  # pyright: ignore[reportInvalidTypeForm]
+    """Output folder of `cl-jax run`, such as runs/quickstart."""
+    format: Annotated[str, tyro.conf.arg(metavar="|".join(FORMATS), help_behavior_hint="")] = "terminal"
+    """How to print the summary; left out: terminal."""
+
+
+@dataclasses.dataclass
+class List:
+    """Name everything an experiment can be made of."""
+
+
+COMMANDS = {"run": Run, "plan": Plan, "report": Report, "list": List}
+_ABOUT = """Measure catastrophic forgetting, and find what reduces it.
+
+Start with:
+  cl-jax run experiments/quickstart
+"""
+_ABOUT_COMMAND = {
+    "run": """Train every run of an experiment, and write its table (results.parquet) and its report.
+
+The same command again goes on where it stopped; nothing finished is trained twice.
+
+Examples:
+  cl-jax run experiments/quickstart
+  cl-jax run experiments/quickstart --data tfds:mnist --seeds 3 --out runs/mnist
+""",
+    "plan": """Show what `run` would do, and do none of it.
+
+That is: the number of training runs and of compiled programs, and what is finished already.
+
+Example:
+  cl-jax plan experiments/quickstart --seeds 20
+""",
+    "report": """Print the summary of a run, finished or not, and write its page and figures.
+
+Examples:
+  cl-jax report runs/quickstart
+  cl-jax report runs/quickstart --format latex > table.tex
+""",
+    "list": """Name everything an experiment can be made of, a line each.""",
+}
+
+
+_WHOLE = ("seeds", "steps", "width")
+_MISSING = {
+    "experiment": "give an experiment, such as experiments/quickstart",
+    "out": "give the output folder of a run, such as runs/quickstart",
+}
+
+
+def _check_words(words: Sequence[str]) -> None:
+    """A misspelt command or option, a value that is no number, a missing or surplus word: in one line each."""
+    if not words:
+        raise UserError(f"give a command: {', '.join(COMMANDS)}. See: cl-jax --help")
+    if words[0] in ("-h", "--help"):
+        return
+    if words[0] not in COMMANDS:
+        raise UserError(f"{unknown('command', words[0], COMMANDS)} See: cl-jax --help")
+    if "-h" in words or "--help" in words:
+        return
+    fields = dataclasses.fields(COMMANDS[words[0]])
+    options = {_spelling(f.name): f for f in fields if f.default is not dataclasses.MISSING}
+    places = [field.name for field in fields if field.default is dataclasses.MISSING]
+    help_ = f"See: cl-jax {words[0]} --help"
+    rest, placed = list(words[1:]), []
+    while rest:
+        word = rest.pop(0)
+        if not word.startswith("--"):
+            placed.append(word)
+            continue
+        name, given, value = word.partition("=")
+        if name.replace("_", "-") not in options:
+            allowed = f"allowed: {', '.join(options)}" if options else "it has none"
+            hint = did_you_mean(name, options)
+            raise UserError(f"unknown option {name!r} of {words[0]}; {allowed}.{hint} {help_}")
+        field = options[name.replace("_", "-")]
+        if isinstance(field.default, bool):
+            continue
+        if not given:
+            value = rest.pop(0) if rest else ""
+        if not value or (not given and value.startswith("--")):
+            raise UserError(f"{name}: a value is missing. {help_}")
+        if field.name in _WHOLE and not re.fullmatch(r"[+-]?[0-9]{1,18}", value):
+            raise UserError(f"{name}: expected a whole number, was given {value!r}. {help_}")
+    if len(placed) < len(places):
+        raise UserError(f"{words[0]}: {_MISSING[places[len(placed)]]}. {help_}")
+    if len(placed) > len(places):
+        raise UserError(f"{words[0]}: too many words: {' '.join(placed[len(places) :])}. {help_}")
+
+
+def _spelling(field: str) -> str:
+    return f"--{field.replace('_', '-')}"
+
+
+def parse(words: Sequence[str]) -> Any:
+    """The command and its options.
+
+    Raises:
+        UserError: a word that is not understood, or one that is missing.
+    """
+    _check_words(words)
+    markers = (tyro.conf.FlagCreatePairsOff, tyro.conf.DisallowNone)
+    if words and words[0] in COMMANDS:
+        name = words[0]
+        prog, about = f"cl-jax {name}", _ABOUT_COMMAND[name]
+        return tyro.cli(COMMANDS[name], args=words[1:], prog=prog, description=about, config=markers)
+    commands: Any = (
+        Annotated[Run, tyro.conf.subcommand("run")]
+        | Annotated[Plan, tyro.conf.subcommand("plan")]
+        | Annotated[Report, tyro.conf.subcommand("report")]
+        | Annotated[List, tyro.conf.subcommand("list")]
+    )
+    return tyro.cli(commands, args=words, prog="cl-jax", description=_ABOUT, config=markers)
