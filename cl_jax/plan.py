@@ -3,7 +3,7 @@
 import dataclasses
 import hashlib
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import jax
@@ -12,7 +12,9 @@ from cl_jax.errors import UserError
 from cl_jax.experiment import Member
 from cl_jax.results import read_shard, write_json
 
-WIDEST = 8  # members side by side; wider vmaps leave the caches of a CPU (measured choice per device comes later)
+# Until each device measures its own: members side by side on a CPU share its cache or slow each other down, an
+# accelerator is fuller the wider the program.
+CPU_WIDEST, CPU_CACHE_BYTES, ACCELERATOR_WIDEST = 8, 2**23, 64
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -38,20 +40,36 @@ def folder_label(label: str) -> str:
     return re.sub(r"[^A-Za-z0-9_.=+-]+", "_", label).lstrip(".")[:40] or "_"
 
 
-def choose_width(num_members: int, widest: int = WIDEST) -> int:
+def widest(state_bytes: int, platform: str) -> int:
+    """The most members side by side, by the bytes of one member's training state and the device's platform."""
+    if platform != "cpu":
+        return ACCELERATOR_WIDEST
+    return min(CPU_WIDEST, max(1, CPU_CACHE_BYTES // max(state_bytes, 1)))
+
+
+def choose_width(num_members: int, widest: int) -> int:
     """The widest W that pads the fewest members up to a multiple of it."""
     return min(range(1, max(1, min(widest, num_members)) + 1), key=lambda w: (-(-num_members // w) * w, -w))
 
 
-def make_plan(out: Path, members: Sequence[Member], width: int | None) -> list[Shard]:
+def make_plan(
+    out: Path, members: Sequence[Member], width: int | None, state_bytes: Callable[[Member], int]
+) -> list[Shard]:
     """The shards that hold these members: those already begun in `out`, and new ones for the rest.
 
     A begun shard is kept as it is while all of its members are wanted or it is done. W of a group is fixed by its first
     shard, so that members added later are computed as if they had been there from the start.
 
+    Args:
+        width: members side by side, or None: chosen by what one member's training state takes, `state_bytes`.
+
     Raises:
         UserError: `width` differs from what the output folder was begun with.
     """
+
+    def most(member: Member) -> int:
+        return widest(state_bytes(member), jax.default_backend())
+
     wanted = {member.id: member for member in members}
     shards, placed, widths = [], set(), {}
     for file in sorted((out / "shards").glob("*/shard.json")):
@@ -73,7 +91,7 @@ def make_plan(out: Path, members: Sequence[Member], width: int | None) -> list[S
         fixed = widths.get(group)
         if width is not None and fixed is not None and fixed != width:
             raise UserError(_other_width(width, fixed, out))
-        shard_width = fixed or width or choose_width(len(new))
+        shard_width = fixed or width or choose_width(len(new), most(new[0]))
         address = hashlib.sha256("".join(member.id for member in new).encode()).hexdigest()[:8]
         folder = out / "shards" / f"{folder_label(new[0].entry.label)}-{group}-{address}"
         shards.append(Shard(folder=folder, members=tuple(new), width=shard_width))

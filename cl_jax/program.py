@@ -95,6 +95,17 @@ def init(run: Run, seed: jax.Array, curriculum: Curriculum, params: Params, data
     return train.init(learner, stream_key(key, "init"), batch, params)
 
 
+def state_bytes(run: Run, data: Data) -> int:
+    """What one member's training state takes on the device; nothing is computed for it."""
+
+    def first_state(seed: jax.Array) -> train.TrainState:
+        world = make_world(world_of(run), seed, data)
+        return init(run, seed, world.curriculum, world.params, data)
+
+    leaves = jax.tree.leaves(jax.eval_shape(first_state, jnp.zeros((), jnp.int32)))
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in leaves)
+
+
 def steps(
     run: Run,
     seed: jax.Array,

@@ -13,12 +13,12 @@ from typing import Any
 
 import jax
 
-from cl_jax import compiled, plan, results, sources, sweep
+from cl_jax import compiled, plan, program, results, sources, sweep
 from cl_jax.checks import check_experiment, check_runs
 from cl_jax.config import LARGEST_INT
 from cl_jax.data import Data, split_source
 from cl_jax.errors import UserError
-from cl_jax.experiment import Entry, Experiment, load_experiment, members
+from cl_jax.experiment import Entry, Experiment, Member, load_experiment, members
 from cl_jax.progress import Bar
 
 
@@ -66,7 +66,12 @@ def prepare(
     on_device = {(name, share): split_source(loaded[name], share) for name, share in wanted}
     check_runs(experiment.entries, on_device)
     everyone = members(experiment, {name: source.sha256 for name, source in loaded.items()})
-    shards = plan.make_plan(out, everyone, width)
+
+    def state_bytes(member: Member) -> int:
+        run = member.entry.run
+        return program.state_bytes(run, on_device[run.data, run.validation])
+
+    shards = plan.make_plan(out, everyone, width, state_bytes)
     for shard in shards:
         if shard.done:
             sweep.read_record(shard)  # a broken one is better known before than after training
