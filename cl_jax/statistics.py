@@ -30,7 +30,7 @@ def spread(values: ArrayLike) -> Spread:
     n = len(values)
     mean = float(values.mean()) if n else np.nan
     std = float(values.std(ddof=1)) if n > 1 else np.nan
-    return Spread(mean, std, std / np.sqrt(n) if n > 1 else np.nan, n)
+    return Spread(mean, std, std / n**0.5 if n > 1 else np.nan, n)
 
 
 def paired_difference(

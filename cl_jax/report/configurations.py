@@ -38,15 +38,18 @@ class Configuration(NamedTuple):
     initial: dict[str, np.ndarray]  # split -> [S, T]
 
     @property
+    def class_incremental(self) -> bool:
+        """Whether the classes of a later task have no active outputs yet: nothing is measured on a future task."""
+        return self.stream.rsplit("/", 1)[-1] in ("class", "class-incremental")
+
+    @property
     def unfinished(self) -> np.ndarray:
         """bool [S]: neither complete nor diverged."""
         return ~self.complete & ~self.diverged
 
     def scores(self, metric: str, split: str = "test") -> np.ndarray:
         """float64 [S_complete]: the metric of every complete member."""
-        # Future classes of a class-incremental stream have no active outputs: nothing to transfer to.
-        undefined = self.stream.rsplit("/", 1)[-1] in ("class", "class-incremental")
-        initial = None if undefined else self.initial[split][self.complete]
+        initial = None if self.class_incremental else self.initial[split][self.complete]
         return METRICS[metric](self.accuracy[split][self.complete], initial)
 
 
@@ -56,8 +59,9 @@ class Stream(NamedTuple):
     label: str
     num_tasks: int
     configurations: list[Configuration]  # by method, then hyper-parameters from small to large
-    chosen: dict[str, Configuration]  # method -> the configuration it is shown by; fine-tuning first, joint last
+    chosen: dict[str, Configuration]  # method -> the configuration it is shown by, in the order of `by_result`
     swept: dict[str, list[str]]  # method -> hyper-parameters with more than one value
+    all_methods: list[str]  # of every stream in the table, sorted: a method looks the same in each
 
     def of(self, method: str) -> list[Configuration]:
         """The configurations of one method."""
@@ -79,8 +83,9 @@ def read(table: pyarrow.Table, num_tasks: Mapping[str, int] | None = None) -> li
         raise UserError(f"the results table lacks {', '.join(missing)}; it needs the columns {', '.join(COLUMNS)}.")
     if not table.num_rows:
         raise UserError("the results table is empty: no task has finished yet. Run the experiment, then report.")
+    all_methods = sorted(table["method"].unique().to_pylist())
     return [
-        _read_stream(table.filter(compute.field("stream") == label), label, (num_tasks or {}).get(label))
+        _read_stream(table.filter(compute.field("stream") == label), label, (num_tasks or {}).get(label), all_methods)
         for label in table["stream"].unique().to_pylist()
     ]
 
@@ -105,7 +110,18 @@ def validation_score(configuration: Configuration) -> float:
     return float(scores.mean()) if len(scores) and not np.isnan(scores).any() else -np.inf
 
 
-def _read_stream(table: pyarrow.Table, label: str, num_tasks: int | None) -> Stream:
+def by_result(chosen: Mapping[str, Configuration]) -> dict[str, Configuration]:
+    """Between the bounds, fine-tuning first and joint last: from low to high test average accuracy, unscored last."""
+
+    def key(method: str) -> tuple[int, float]:
+        scores = chosen[method].scores("average_accuracy")
+        group = 0 if method == BASELINE else 3 if method == UPPER_BOUND else 1 if len(scores) else 2
+        return group, float(scores.mean()) if len(scores) else 0.0
+
+    return {method: chosen[method] for method in sorted(chosen, key=key)}
+
+
+def _read_stream(table: pyarrow.Table, label: str, num_tasks: int | None, all_methods: list[str]) -> Stream:
     names = [name for name in table.column_names if name.startswith("config.") and name != "config.seed"]
     encoded = table["member"].cast("string").combine_chunks().dictionary_encode()
     members, codes = encoded.dictionary.to_pylist(), encoded.indices.to_numpy()
@@ -141,16 +157,16 @@ def _read_stream(table: pyarrow.Table, label: str, num_tasks: int | None) -> Str
         )
     # A table is sorted by member, which is a digest: order by what a reader knows, so that ties mean something too.
     configurations.sort(key=lambda each: [_order(value) for value in each.hyper_parameters.values()])
-    appearance = list(dict.fromkeys(fact["method"] for fact in facts))
-    methods = sorted(appearance, key=lambda method: (method != BASELINE) + (method == UPPER_BOUND))
-    configurations.sort(key=lambda each: methods.index(each.method))
+    methods = dict.fromkeys(each.method for each in configurations)
     of = {method: [each for each in configurations if each.method == method] for method in methods}
+    chosen = by_result({method: choose(each) for method, each in of.items()})
     return Stream(
         label,
         num_tasks,
-        configurations,
-        chosen={method: choose(of[method]) for method in methods},
-        swept={method: _swept(of[method]) for method in methods},
+        configurations=[each for method in chosen for each in of[method]],
+        chosen=chosen,
+        swept={method: _swept(of[method]) for method in chosen},
+        all_methods=all_methods,
     )
 
 

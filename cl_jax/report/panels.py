@@ -1,32 +1,20 @@
-"""What the figures show, free of any drawing library: means and spreads over seeds, in percent, and colours."""
+"""What the figures show, free of any drawing library: means and spreads over seeds, in percent."""
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from cl_jax import metrics
-from cl_jax.report.configurations import BASELINE, UPPER_BOUND, Configuration, Stream, choose
+from cl_jax.report.cells import describe, format_value
+from cl_jax.report.configurations import Configuration, Stream, choose
+from cl_jax.report.styles import METRIC_COLOURS
 from cl_jax.report.summary import is_number, short_names, tried_values
-from cl_jax.report.tables import describe, format_value
 from cl_jax.statistics import pareto_front
 
-# Read on white and on near-black, and told apart by most colour-blind readers in this order.
-COLOURS = ("#2f7fd1", "#e07b1a", "#1f9e77", "#d1495b", "#8e6bc9", "#a3762b", "#d268a8", "#7f9a1f", "#16a0b8")
-GREY = "#8a8f98"
-MARKERS = ("circle", "square", "diamond", "triangle-up")
-DASHES = ("solid", "dash", "dot", "dashdot")
-METRIC_COLOURS = {"average accuracy": COLOURS[0], "learning accuracy": COLOURS[2], "forgetting": COLOURS[3]}
-_TASK_COLOURS = ("#4a58c8", "#1f86d1", "#17a39b", "#58ac4c", "#b5a42c", "#e0812a", "#d4504f")
-
-
-class Style(NamedTuple):
-    """How a method looks in every figure of a stream."""
-
-    colour: str
-    marker: str
-    dash: str
+MAX_BANDS = 6  # more bands than that hide each other
+MAX_NUMBERED = 6  # tasks up to which the cells of a matrix carry their number
 
 
 class Spans(NamedTuple):
@@ -34,6 +22,19 @@ class Spans(NamedTuple):
 
     mean: np.ndarray
     std: np.ndarray
+    n: np.ndarray  # seeds
+
+    def at(self, index: Any) -> "Spans":
+        """Those of some entries."""
+        return Spans(self.mean[index], self.std[index], self.n[index])
+
+    def texts(self) -> list[str]:
+        """`51.8 ± 2.2 %, n = 5` each: mean, standard error and seeds."""
+        sem = self.std / np.sqrt(np.maximum(self.n, 1))
+        return [
+            f"{mean:.1f}" + (f" ± {error:.1f}" if np.isfinite(error) else "") + f" %, n = {n}"
+            for mean, error, n in zip(np.ravel(self.mean), np.ravel(sem), np.ravel(self.n), strict=True)
+        ]
 
 
 class StrengthPanel(NamedTuple):
@@ -41,12 +42,17 @@ class StrengthPanel(NamedTuple):
 
     method: str
     name: str
-    ticks: list[str]  # the values tried
+    ticks: list[str]  # the values tried, as on the axis
     position: np.ndarray  # [V] where they stand on the axis: log10 where they span decades
     metrics: dict[str, Spans]  # metric -> [V]
     chosen: int | None  # index of the chosen value
     diverged: np.ndarray  # bool [V]
     logarithmic: bool
+
+    @property
+    def axis_name(self) -> str:
+        """What stands at the axis."""
+        return self.name + " (log scale)" * self.logarithmic
 
 
 class Point(NamedTuple):
@@ -67,30 +73,7 @@ def spans(values: np.ndarray) -> Spans:
     with np.errstate(invalid="ignore", divide="ignore"):
         mean = np.where(known, values, 0.0).sum(axis=0) / count
         variance = np.where(known, (values - mean) ** 2, 0.0).sum(axis=0) / (count - 1)
-        return Spans(100 * mean, 100 * np.where(count > 1, np.sqrt(variance), np.nan))
-
-
-def styles(stream: Stream) -> dict[str, Style]:
-    """Grey for the two bounds; the other methods get colours first, then the next marker and dash."""
-    bounds = {BASELINE: Style(GREY, "x", "dot"), UPPER_BOUND: Style(GREY, "star", "dash")}
-    others = [method for method in stream.chosen if method not in bounds]
-    cycle = len(COLOURS)
-
-    def style(method: str) -> Style:
-        if method in bounds:
-            return bounds[method]
-        turn, colour = divmod(others.index(method), cycle)
-        return Style(COLOURS[colour], MARKERS[turn % len(MARKERS)], DASHES[turn % len(DASHES)])
-
-    return {method: style(method) for method in stream.chosen}
-
-
-def task_colours(num_tasks: int) -> list[str]:
-    """One colour a task, from early to late along a fixed ramp."""
-    ramp = np.array([[int(colour[i : i + 2], 16) for i in (1, 3, 5)] for colour in _TASK_COLOURS], np.float64)
-    where = np.linspace(0, len(ramp) - 1, num_tasks) if num_tasks > 1 else np.zeros(1)
-    channels = [np.interp(where, np.arange(len(ramp)), ramp[:, channel]) for channel in range(3)]
-    return [f"#{int(r):02x}{int(g):02x}{int(b):02x}" for r, g, b in zip(*channels, strict=True)]
+        return Spans(100 * mean, 100 * np.where(count > 1, np.sqrt(variance), np.nan), count)
 
 
 def shown(configuration: Configuration) -> np.ndarray:
@@ -98,16 +81,23 @@ def shown(configuration: Configuration) -> np.ndarray:
     return configuration.complete if configuration.complete.any() else np.ones_like(configuration.complete)
 
 
-def matrix(configuration: Configuration) -> np.ndarray:
-    """R [T, T] in percent, mean over seeds."""
-    return spans(configuration.accuracy["test"][shown(configuration)]).mean
+def matrix(configuration: Configuration) -> Spans:
+    """R [T, T] in percent, over seeds; NaN on future tasks where those have no active outputs."""
+    return _measured(configuration, configuration.accuracy["test"][shown(configuration)], first=1)
 
 
 def over_training(configuration: Configuration) -> Spans:
-    """[T + 1, T]: accuracy of each task after 0, 1, ..., T tasks."""
+    """[T + 1, T]: accuracy of each task after 0, 1, ..., T tasks; NaN as in `matrix`."""
     members = shown(configuration)
     initial = configuration.initial["test"][members, None]
-    return spans(np.concatenate([initial, configuration.accuracy["test"][members]], axis=1))
+    return _measured(configuration, np.concatenate([initial, configuration.accuracy["test"][members]], axis=1), first=0)
+
+
+def _measured(configuration: Configuration, accuracy: np.ndarray, first: int) -> Spans:
+    """Over seeds; rows of `accuracy` [S, ., T] start after `first` tasks."""
+    after, task = np.arange(accuracy.shape[1])[:, None] + first, np.arange(1, accuracy.shape[2] + 1)
+    future = configuration.class_incremental & (task > after)
+    return spans(np.where(future, np.nan, accuracy))
 
 
 def seen(configuration: Configuration) -> Spans:
@@ -141,10 +131,40 @@ def axis_positions(values: Sequence[float]) -> tuple[np.ndarray, bool]:
     Logarithmic if none is negative and the positive ones span a decade; 0 then stands one decade before the smallest.
     """
     positive = [value for value in values if value > 0]
-    if values[0] < 0 or not positive or positive[-1] / positive[0] < 10:
+    if values[0] < 0 or not positive or positive[-1] / positive[0] < 9.99:  # float32 3e-4 / 3e-5
         return np.array(values, np.float64), False
     zero = math.log10(positive[0]) - 1
     return np.array([math.log10(value) if value > 0 else zero for value in values]), True
+
+
+def tick(value: float) -> str:
+    """A hyper-parameter as short as an axis wants it: 1000, 1e4, 0.001, 3e-4."""
+    text = format_value(value)
+    if value and (value >= 1e4 or 0 < value < 1e-3):
+        digits, exponent = f"{value:.5e}".split("e")
+        text = min(text, f"{digits.rstrip('0').rstrip('.')}e{int(exponent)}", key=len)
+    return text
+
+
+def task_ticks(num_tasks: int) -> list[int]:
+    """About six of the tasks."""
+    step = -(-num_tasks // 6)
+    return sorted({1, *range(step, num_tasks + 1, step)})
+
+
+def thinned(position: np.ndarray, count: int = 6) -> list[int]:
+    """Indices of ticks that leave each other room: at least 1 / count of the axis apart."""
+    room, kept = (position[-1] - position[0]) / count, [0]
+    for index in range(1, len(position)):
+        if position[index] - position[kept[-1]] >= room:
+            kept.append(index)
+    return kept
+
+
+def floor(panel: StrengthPanel) -> float:
+    """Where the axis of a strength panel starts: 0, or below what is negative."""
+    lowest = [spans.mean - np.nan_to_num(spans.std) for spans in panel.metrics.values()]
+    return float(min(-2.0, np.nanmin(lowest, initial=0.0) - 2))
 
 
 def plane(stream: Stream) -> list[Point]:
@@ -156,7 +176,7 @@ def plane(stream: Stream) -> list[Point]:
         if np.isfinite(learning.mean) and np.isfinite(forgetting.mean):
             method = configuration.method
             short = short_names(stream.swept[method])
-            label = ", ".join(describe({short[name]: configuration.hyper_parameters[name] for name in short}))
+            label = ", ".join(describe({short[each]: configuration.hyper_parameters[each] for each in short}))
             chosen = stream.chosen[method] is configuration
             diverged = bool(configuration.diverged.any())
             points.append(Point(method, label, learning, forgetting, chosen, diverged))
@@ -182,11 +202,11 @@ def _strength_panel(stream: Stream, method: str, name: str, label: str) -> Stren
     measured = {}
     for metric in METRIC_COLOURS:
         series = [spans(each.scores(metric.replace(" ", "_"))) for each in best]
-        measured[metric] = Spans(np.array([each.mean for each in series]), np.array([each.std for each in series]))
+        measured[metric] = Spans(*(np.array(parts) for parts in zip(*series, strict=True)))
     return StrengthPanel(
         method,
         label,
-        ticks=[format_value(value) for value in values],
+        ticks=[tick(value) for value in values],
         position=position,
         metrics=measured,
         chosen=values.index(chosen) if chosen in values else None,

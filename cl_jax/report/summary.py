@@ -10,12 +10,22 @@ import pyarrow
 from cl_jax.report.configurations import BASELINE, Configuration, Stream, read, validation_score
 from cl_jax.statistics import Difference, Spread, paired_difference, spread
 
+SPREADS = (
+    "average_accuracy",
+    "average_incremental_accuracy",
+    "forgetting",
+    "learning_accuracy",
+    "backward_transfer",
+    "forward_transfer",
+)
+
 
 class SummaryRow(NamedTuple):
     """One method on one stream, shown by its chosen configuration. Accuracies are fractions, on the test split."""
 
     stream: str
     method: str
+    num_tasks: int
     chosen: dict[str, Any]  # short name of each swept hyper-parameter -> chosen value
     tried: dict[str, list[Any]]  # the same names -> values tried, sorted where they are numbers
     at_edge: list[str]  # names whose chosen value is the smallest or largest tried: the grid may be too narrow
@@ -30,11 +40,11 @@ class SummaryRow(NamedTuple):
     backward_transfer: Spread
     forward_transfer: Spread
     difference: Difference | None  # in average accuracy to fine-tuning, paired by seed; None: no such pair
-    notes: list[str]  # what a reader must know before using the row
+    warnings: list[str]  # what else a reader must know before using the row
 
 
 def summary(table: pyarrow.Table, num_tasks: Mapping[str, int] | None = None) -> list[SummaryRow]:
-    """One row per (stream, method), fine-tuning first and joint last. Arguments and errors as `configurations.read`."""
+    """One row per (stream, method), in the order of `configurations.by_result`; see `read` there for the arguments."""
     return summarize(read(table, num_tasks))
 
 
@@ -79,6 +89,7 @@ def _row(stream: Stream, method: str) -> SummaryRow:
     return SummaryRow(
         stream=stream.label,
         method=method,
+        num_tasks=stream.num_tasks,
         chosen=values,
         tried=tried,
         at_edge=at_edge,
@@ -86,19 +97,14 @@ def _row(stream: Stream, method: str) -> SummaryRow:
         num_seeds=len(chosen.seeds),
         num_diverged=int(chosen.diverged.sum()),
         num_unfinished=int(chosen.unfinished.sum()),
-        average_accuracy=spread(chosen.scores("average_accuracy")),
-        average_incremental_accuracy=spread(chosen.scores("average_incremental_accuracy")),
-        forgetting=spread(chosen.scores("forgetting")),
-        learning_accuracy=spread(chosen.scores("learning_accuracy")),
-        backward_transfer=spread(chosen.scores("backward_transfer")),
-        forward_transfer=spread(chosen.scores("forward_transfer")),
+        **{name: spread(chosen.scores(name)) for name in SPREADS},
         difference=_paired(chosen, stream.chosen.get(BASELINE)),
-        notes=_notes(stream, chosen, candidates, at_edge),
+        warnings=_warnings(stream, chosen, candidates),
     )
 
 
-def _notes(stream: Stream, chosen: Configuration, candidates: list[Configuration], at_edge: list[str]) -> list[str]:
-    notes = [f"{name} chosen at the edge of the grid, widen it before comparing" for name in at_edge]
+def _warnings(stream: Stream, chosen: Configuration, candidates: list[Configuration]) -> list[str]:
+    notes: list[str] = []
     seeds = len(chosen.seeds)
     if chosen.diverged.any():
         notes.append(f"{chosen.diverged.sum()} of {seeds} seeds diverged")

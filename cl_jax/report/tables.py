@@ -2,9 +2,10 @@
 
 import csv
 import io
+import itertools
 import math
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+import re
+from collections.abc import Sequence
 
 import rich.box
 import rich.console
@@ -12,19 +13,18 @@ import rich.table
 import rich.text
 
 from cl_jax.errors import unknown
+from cl_jax.report import cells
+from cl_jax.report.cells import describe, format_value, printable
 from cl_jax.report.configurations import BASELINE
-from cl_jax.report.summary import SummaryRow
-from cl_jax.statistics import Spread
+from cl_jax.report.summary import SPREADS, SummaryRow
+from cl_jax.report.words import findings
 
 TERMINAL_WIDTH = 100
-SPREADS = (
-    "average_accuracy",
-    "average_incremental_accuracy",
-    "forgetting",
-    "learning_accuracy",
-    "backward_transfer",
-    "forward_transfer",
-)
+_MEANINGS = {
+    "accuracy": "over all tasks, at the end",
+    "forgetting": "what the earlier tasks lost since their best",
+    "learning": "accuracy on each task just after training on it",
+}
 _LATEX = {
     "\\": r"\textbackslash{}",
     "~": r"\textasciitilde{}",
@@ -42,8 +42,8 @@ def render_table(rows: Sequence[SummaryRow], format: str = "terminal") -> str:
 
     Args:
         rows: of `summary`.
-        format: "terminal" (at most 100 columns), "markdown", "latex" (booktabs): percent, rounded, mean and standard
-            error; or "csv": fractions, every digit.
+        format: "terminal" (at most 100 columns, with the result in words), "markdown", "latex" (booktabs): percent,
+            rounded, mean and standard error; or "csv": fractions, every digit.
 
     Raises:
         UserError: an unknown format.
@@ -54,69 +54,8 @@ def render_table(rows: Sequence[SummaryRow], format: str = "terminal") -> str:
     return formats[format](rows)
 
 
-def columns() -> list[tuple[str, Callable[[SummaryRow], str]]]:
-    """Header and cell of each column of the rounded tables, in percent."""
-    return [
-        ("method", lambda row: printable(row.method)),
-        ("chosen", lambda row: printable(", ".join(describe(row.chosen, row.at_edge))) or "-"),
-        ("seeds", lambda row: str(len(row.members)) + f"/{row.num_seeds}" * (row.num_seeds > len(row.members))),
-        ("average accuracy", lambda row: _percent(row.average_accuracy)),
-        ("forgetting", lambda row: _percent(row.forgetting)),
-        ("learning accuracy", lambda row: _percent(row.learning_accuracy)),
-        ("BWT", lambda row: number(row.backward_transfer.mean, sign=True)),
-        ("FWT", lambda row: number(row.forward_transfer.mean, sign=True)),
-        (f"vs {BASELINE} [95 %]", _difference),
-    ]
-
-
-def table_notes(rows: Sequence[SummaryRow]) -> list[str]:
-    """The grid tried and the warnings, one line for each row that has any."""
-    several = len({row.stream for row in rows}) > 1
-    lines = []
-    for row in rows:
-        tried = [f"tried {name} {', '.join(map(format_value, values))}" for name, values in row.tried.items()]
-        if tried or row.notes:
-            where = f"{row.method} on {row.stream}" if several else row.method
-            lines.append(printable(f"{where}: {'; '.join([*tried, *row.notes])}."))
-    return lines
-
-
-def number(value: float, sign: bool = False) -> str:
-    """A fraction in percent with one decimal; `-` for NaN."""
-    if math.isnan(value):
-        return "-"
-    value = round(100 * value, 1) + 0.0  # + 0.0: no "-0.0"
-    return f"{value:+.1f}" if sign and value else f"{value:.1f}"
-
-
-def format_value(value: Any) -> str:
-    """A hyper-parameter for reading: six digits, so that float32 0.1 is 0.1."""
-    return "none" if value is None else f"{value:.6g}" if isinstance(value, float) else str(value)
-
-
-def describe(values: Mapping[str, Any], at_edge: Sequence[str] = ()) -> list[str]:
-    """`["strength 10 (edge of grid)", ...]`; hyper-parameters that do not apply are left out."""
-    given = {name: value for name, value in values.items() if value is not None}
-    return [f"{name} {format_value(given[name])}" + " (edge of grid)" * (name in at_edge) for name in given]
-
-
-def printable(text: str) -> str:
-    """The text on one line, control characters (a terminal would obey them) as U+FFFD."""
-    return "".join(character if character.isprintable() else "\ufffd" for character in text)
-
-
-def _percent(value: Spread) -> str:
-    return "-" if math.isnan(value.mean) else f"{number(value.mean)} ± {number(value.sem)}"
-
-
-def _difference(row: SummaryRow) -> str:
-    if row.difference is None:
-        return "-"
-    mean, low, high = (number(value, sign=True) for value in row.difference[:3])
-    return f"{mean} [{low}, {high}]" if row.difference.n > 1 else f"{mean} [-]"
-
-
-def _by_stream(rows: Sequence[SummaryRow]) -> dict[str, list[SummaryRow]]:
+def by_stream(rows: Sequence[SummaryRow]) -> dict[str, list[SummaryRow]]:
+    """The rows of each stream."""
     groups: dict[str, list[SummaryRow]] = {}
     for row in rows:
         groups.setdefault(row.stream, []).append(row)
@@ -124,68 +63,67 @@ def _by_stream(rows: Sequence[SummaryRow]) -> dict[str, list[SummaryRow]]:
 
 
 def _terminal(rows: Sequence[SummaryRow]) -> str:
-    headers = ["method", "chosen", "seeds", "average\naccuracy", "forgetting", "learning\naccuracy", "BWT", "FWT"]
     out = io.StringIO()
     console = rich.console.Console(file=out, width=TERMINAL_WIDTH, color_system=None, highlight=False)
-    for stream, group in _by_stream(rows).items():
-        table = rich.table.Table(box=rich.box.SIMPLE_HEAD, padding=0, title_justify="left")
-        table.title = rich.text.Text(printable(stream), style="bold")
-        for index, header in enumerate([*headers, f"vs {BASELINE}\n[95 %]"]):
-            words = index < 2
-            table.add_column(
-                header,
-                justify="left" if words else "right",
-                overflow="fold",
-                no_wrap=False if words or index == 8 else True,
-                max_width=15 if words else 14 if index == 8 else None,
-            )
+    for stream, group in by_stream(rows).items():
+        table = rich.table.Table(box=rich.box.SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False, pad_edge=False)
+        shown = cells.columns(group, brief=True)
+        for column in shown:
+            justify = "left" if column.words else "right"
+            table.add_column(column.header, justify=justify, overflow="fold", no_wrap=not column.words)
         for row in group:
-            *cells, difference = (cell(row) for _, cell in columns())
-            table.add_row(*map(rich.text.Text, [*cells, difference.replace(" [", "\n[")]))
+            table.add_row(*(rich.text.Text(column.cell(row)) for column in shown))
+        meanings = [f"{each.header}: {_MEANINGS[each.header]}." for each in shown if each.header in _MEANINGS]
+        tasks = f"{group[0].num_tasks} task" + "s" * (group[0].num_tasks != 1)
+        console.print(rich.text.Text(f"{printable(stream)}, {tasks}\n"))
         console.print(table)
-    console.print("Percent, mean ± standard error over seeds, test split.")
-    for line in table_notes(rows):
-        console.print(rich.text.Text(line))
-    return "\n".join(line.rstrip() for line in out.getvalue().splitlines()) + "\n"
+        console.print(rich.text.Text(f"\n{' '.join([cells.caption(group), *meanings])}\n"))
+        for lines in (findings(group), cells.notes(group)):
+            console.print(rich.text.Text("\n".join(lines) + "\n" * bool(lines)))
+    return "\n".join(line.rstrip() for line in out.getvalue().splitlines()).rstrip() + "\n"
 
 
-def _cells(rows: Sequence[SummaryRow]) -> list[list[str]]:
-    """Header and rows of a flat table; the stream is a column where there are several."""
-    shown = columns()
-    if len({row.stream for row in rows}) > 1:
-        shown = [("stream", lambda row: printable(row.stream)), *shown]
-    return [[header for header, _ in shown], *([cell(row) for _, cell in shown] for row in rows)]
+def _flat(rows: Sequence[SummaryRow]) -> tuple[list[str], list[list[str]], int]:
+    """Header and rows of a table of all streams, and how many columns of words it starts with."""
+    shown = cells.columns(rows)
+    body = [[column.cell(row) for column in shown] for row in rows]
+    return [column.title or column.header for column in shown], body, sum(column.words for column in shown)
 
 
 def _markdown(rows: Sequence[SummaryRow]) -> str:
     def escape(text: str) -> str:
-        return "".join("\\" + character if character in "\\|`*_<>[]" else character for character in text)
+        return "".join("\\" + character if character in "\\|`*_<>[]~" else character for character in text)
 
-    header, *body = _cells(rows)
-    words = header.index("seeds")
-    lines = [header, ["---"] * words + ["---:"] * (len(header) - words), *([*map(escape, cells)] for cells in body)]
-    text = "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
-    notes = "".join(f"\n- {escape(line)}" for line in table_notes(rows))
-    return f"{text}\n\nPercent, mean ± standard error over seeds, test split.\n{notes}".rstrip() + "\n"
+    header, body, words = _flat(rows)
+    rule = ["---"] * words + ["---:"] * (len(header) - words)
+    lines = [[*map(escape, header)], rule, *([*map(escape, line)] for line in body)]
+    text = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    notes = "".join(f"\n- {escape(line)}" for line in cells.notes(rows))
+    return f"{text}\n\n{escape(cells.caption(rows))}\n{notes}".rstrip() + "\n"
 
 
 def _latex(rows: Sequence[SummaryRow]) -> str:
     def escape(text: str) -> str:
         return "".join(_LATEX.get(character, character) for character in text)
 
-    header, *body = ([escape(cell) for cell in cells] for cells in _cells(rows))
-    words = header.index("seeds")
+    def figure(text: str) -> str:
+        # A hyphen is no minus sign.
+        return re.sub(r"(?<!\w)-(?=\d)", "$-$", escape(text))
+
+    header, body, words = _flat(rows)
+    lines = [[*map(escape, header)]]
+    lines += [[*map(escape, line[:words]), *map(figure, line[words:])] for line in body]
     # A row that starts with "[" would be read as the optional argument of the \\ before it.
-    lines = [" & ".join("{}" * cell.startswith("[") + cell for cell in cells) + r" \\" for cells in [header, *body]]
+    first, *rest = [" & ".join("{}" * cell.startswith("[") + cell for cell in line) + r" \\" for line in lines]
     return "\n".join(
         [
-            "% Needs \\usepackage{booktabs}. Percent, mean and standard error over seeds, test split.",
-            *(f"% {line}" for line in table_notes(rows)),
+            f"% Needs \\usepackage{{booktabs}}. {cells.caption(rows)}",
+            *(f"% {line}" for line in cells.notes(rows)),
             rf"\begin{{tabular}}{{{'l' * words}{'r' * (len(header) - words)}}}",
             r"\toprule",
-            lines[0],
+            first,
             r"\midrule",
-            *lines[1:],
+            *_separated(rows, rest),
             r"\bottomrule",
             r"\end{tabular}",
             "",
@@ -193,10 +131,16 @@ def _latex(rows: Sequence[SummaryRow]) -> str:
     )
 
 
+def _separated(rows: Sequence[SummaryRow], lines: Sequence[str]) -> list[str]:
+    """The lines with a rule between streams."""
+    changed = [False, *(row.stream != before.stream for before, row in itertools.pairwise(rows))]
+    return [part for new, line in zip(changed, lines, strict=True) for part in [r"\midrule"] * new + [line]]
+
+
 def _csv(rows: Sequence[SummaryRow]) -> str:
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
-    spreads = [f"{name}_{part}" for name in SPREADS for part in ("mean", "std", "sem")]
+    spreads = [f"{name}_{part}" for name in SPREADS for part in ("mean", "std", "sem", "n")]
     differences = [f"difference_to_{BASELINE}_{part}" for part in ("mean", "low", "high", "n")]
     facts = ["stream", "method", "chosen", "tried", "at_edge", "seeds", "complete", "diverged", "unfinished"]
     writer.writerow([*facts, *spreads, *differences, "notes", "members"])
@@ -206,9 +150,9 @@ def _csv(rows: Sequence[SummaryRow]) -> str:
             [
                 *(row.stream, row.method, "; ".join(describe(row.chosen)), "; ".join(tried), "; ".join(row.at_edge)),
                 *(row.num_seeds, len(row.members), row.num_diverged, row.num_unfinished),
-                *(_exact(part) for name in SPREADS for part in getattr(row, name)[:3]),
+                *(_exact(part) for name in SPREADS for part in getattr(row, name)),
                 *(map(_exact, row.difference) if row.difference else [""] * 4),
-                *("; ".join(row.notes), " ".join(row.members)),
+                *("; ".join(row.warnings), " ".join(row.members)),
             ]
         )
     return out.getvalue()

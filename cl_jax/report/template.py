@@ -8,24 +8,29 @@ STYLE = """
 * { box-sizing: border-box; }
 body { margin: 0; background: var(--ground); color: var(--ink);
   font: 16px/1.55 system-ui, -apple-system, "Segoe UI", Roboto, "Liberation Sans", sans-serif; }
-main { max-width: 1120px; margin: 0 auto; padding: 40px 24px 64px; }
+main { max-width: 1200px; margin: 0 auto; padding: 40px 24px 64px; }
 h1 { font-size: 30px; line-height: 1.2; margin: 0 0 8px; overflow-wrap: anywhere; }
 h2 { font-size: 23px; margin: 56px 0 4px; padding-top: 20px; border-top: 2px solid var(--rule);
   overflow-wrap: anywhere; }
 h3 { font-size: 18px; margin: 40px 0 4px; }
 h4 { font-size: 14px; margin: 0 0 2px; overflow-wrap: anywhere; }
-p, dl, ul { margin: 6px 0 12px; max-width: 76ch; }
+p, dl, ul { margin: 6px 0 12px; max-width: 92ch; }
 a { color: var(--link); }
 .soft, figcaption, .caption { color: var(--soft); font-size: 14px; }
 .scroll { overflow-x: auto; margin: 12px 0; }
 table { border-collapse: collapse; font-size: 14px; font-variant-numeric: tabular-nums; min-width: 100%; }
 th { text-align: right; font-weight: 600; vertical-align: bottom; border-bottom: 1.5px solid var(--ink); }
 td { text-align: right; border-bottom: 1px solid var(--rule); white-space: nowrap; }
-th, td { padding: 6px 10px; }
+th, td { padding: 6px 8px; }
 th:first-child, td:first-child { padding-left: 0; }
 th.words, td.words { text-align: left; }
 td.words { white-space: normal; overflow-wrap: anywhere; min-width: 15ch; }
-td .swatch { margin-right: 8px; }
+td .method { display: flex; gap: 8px; } td .method .swatch { flex: none; margin-top: 5px; }
+td [title] { cursor: help; }
+.short { background: var(--card); border: 1px solid var(--rule); border-radius: 8px; padding: 14px 22px 8px;
+  margin: 22px 0; }
+.short h2 { border: 0; margin: 0; padding: 0; font-size: 18px; } .short h3 { margin: 12px 0 0; font-size: 16px; }
+.short ul { padding-left: 20px; max-width: 92ch; } .short li { margin: 3px 0; }
 .flag { color: var(--warn); }
 ul.notes { font-size: 14px; color: var(--soft); padding-left: 20px; max-width: none; }
 .swatch { display: inline-block; width: 11px; height: 11px; border-radius: 3px; }
@@ -95,37 +100,41 @@ const redraw = () => { drawing = drawing.then(draw); };
 matchMedia("(prefers-color-scheme: dark)").addEventListener("change", redraw);
 """
 
+EDGE_HINT = "the smallest or largest value tried: a better one may lie beyond it"
+
 CAPTIONS = {
     "average-accuracy": (
         "Accuracy on the tasks seen so far",
         "Each line is a method: after each task, the mean accuracy over all tasks trained so far. A line that falls "
-        "is a method that forgets. Shaded, for up to six methods: ± 1 standard deviation over seeds. Click a name to "
-        "hide it.",
+        "is a method that forgets. Shaded, for up to six methods: ± 1 standard deviation over seeds. Hover for mean ± "
+        "standard error; click a name to hide it.",
     ),
     "plane": (
         "Learning against forgetting",
         "Every point is one configuration. Right: it learned each new task better. Up: it forgot less. The best corner "
         "is the top right. A large point is the one chosen for the table, with bars of ± 1 standard deviation over "
-        "seeds; thin lines join each method's best trade-offs, the broad grey line those of all methods but joint. "
-        "A hollow point has a seed that diverged.",
+        "seeds; thin lines join each method's best trade-offs, the broad grey line is the Pareto front: the "
+        "configurations (joint apart) that no other beats in both. A hollow point has a seed that diverged.",
     ),
     "strength": (
         "What each hyper-parameter does",
         "Metrics against every value tried. Protecting old tasks harder lowers forgetting and, past some point, "
-        "learning too; the best average accuracy lies between. If the chosen value (grey bar) is at the end of the "
-        "axis, the best one may lie outside. Where several hyper-parameters were swept, each value is shown with the "
-        "best of the others by validation accuracy. Shaded: ± 1 standard deviation over seeds.",
+        "learning too; the best average accuracy lies between. The grey bar is the value chosen on the validation "
+        "split; if it is at the end of the axis, the best one may lie outside. Where several hyper-parameters were "
+        "swept, each value is shown with the best of the others by validation accuracy. Shaded: ± 1 standard "
+        "deviation over seeds.",
     ),
     "accuracy-matrix": (
         "Accuracy matrix",
         "Row: after training on this task. Column: accuracy on that task. Read a column downwards: bright at the "
         "diagonal, where the task was learned; darker further down is forgetting. Right of the diagonal are tasks "
-        "not trained yet. Mean over seeds of the chosen configuration.",
+        "not trained yet, empty where they cannot be measured. Mean over seeds of the chosen configuration, percent.",
     ),
     "accuracy-over-training": (
         "Each task over training",
-        "One panel a method, one line a task. A task's line jumps when it is trained; what it loses afterwards is "
-        "forgetting. 0 tasks trained: the initial weights. Shaded: ± 1 standard deviation over seeds.",
+        "One panel a method, one line a task. A task's line is solid from when it was trained, dotted before; what "
+        "it loses afterwards is forgetting. 0 tasks trained: the initial weights. Shaded, for up to six tasks: ± 1 "
+        "standard deviation over seeds.",
     ),
 }
 
@@ -135,6 +144,11 @@ GLOSSARY = (
         "R[i, j] is the test accuracy on task j after training on task i. Everything below follows from it.",
     ),
     ("Average accuracy", "Mean of the last row of R: accuracy over all tasks at the end. Higher is better."),
+    (
+        "AIA, average incremental accuracy",
+        "Accuracy over the tasks seen so far, after each task, averaged over training: the mean of the first figure's "
+        "line.",
+    ),
     (
         "Forgetting",
         "Mean over the tasks but the last of: the best accuracy before the last task, minus the accuracy at the end. "
@@ -166,8 +180,9 @@ GLOSSARY = (
         "together: the upper bound.",
     ),
     (
-        "Edge of grid",
-        "The chosen value is the smallest or largest tried. The true optimum may lie outside: widen the grid before "
-        "comparing.",
+        "Chosen, and the star *",
+        "Each method was trained with every value of its grid; the table shows the one with the best accuracy on the "
+        "validation split. A star marks the edge of the grid: the smallest or largest value tried was best, the true "
+        "optimum may lie beyond, so widen the grid before comparing.",
     ),
 )

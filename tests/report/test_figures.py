@@ -3,18 +3,21 @@
 import math
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
-from cl_jax.report import panels
+from cl_jax.report import drawing, panels, styles
 from cl_jax.report.configurations import read
-from cl_jax.report.figures import FORMATS, write_figures
+from cl_jax.report.drawing import FORMATS
+from cl_jax.report.figures import write_figures
 
 FIRST_BYTES = {"svg": b"<?xml", "pdf": b"%PDF-", "png": b"\x89PNG"}
 
 
 def test_spans_leave_out_what_is_missing():
     values = np.array([[0.1, np.nan, np.nan], [0.3, 0.5, np.nan]])
-    mean, std = panels.spans(values)
+    mean, std, n = panels.spans(values)
+    np.testing.assert_array_equal(n, [2, 1, 0])
     np.testing.assert_allclose(mean, [20, 50, np.nan])
     np.testing.assert_allclose(std, [100 * math.sqrt(0.02), np.nan, np.nan])
 
@@ -23,6 +26,7 @@ def test_axis_positions():
     position, logarithmic = panels.axis_positions([0.0, 0.1, 10.0])
     np.testing.assert_allclose(position, [-2, -1, 1])
     assert logarithmic
+    assert panels.axis_positions([float(np.float32(3e-5)), float(np.float32(3e-4))])[1]  # a decade, rounded
     for values in ([1.0, 2.0, 5.0], [-1.0, 0.0, 100.0], [0.0, 0.0]):
         position, logarithmic = panels.axis_positions(values)
         np.testing.assert_array_equal(position, values)
@@ -31,9 +35,42 @@ def test_axis_positions():
 
 def test_styles_are_distinct(make_table):
     (stream,) = read(make_table({f"m{i}": [{}] for i in range(30)} | {"finetune": [{}]}, num_tasks=2, seeds=(0,)))
-    styles = panels.styles(stream)
-    assert list(styles) == list(stream.chosen)
-    assert len({(style.colour, style.marker, style.dash) for style in styles.values()}) == 31
+    looks = styles.method_styles(stream)
+    assert list(looks) == list(stream.chosen)
+    assert len({(style.colour, style.marker, style.dash) for style in looks.values()}) == 31
+
+
+def test_a_method_looks_the_same_in_every_stream(make_table):
+    one = make_table({"finetune": [{}], "ewc": [{}], "si": [{}]}, stream="a/domain")
+    other = make_table({"finetune": [{}], "si": [{}]}, stream="b/domain")
+    first, second = map(styles.method_styles, read(pa.concat_tables([one, other])))
+    assert first["si"] == second["si"]
+
+
+def test_ticks_are_short():
+    values = {1e4: "1e4", 1000.0: "1000", 3e-4: "3e-4", 0.001: "0.001", 12345.0: "12345", 0.0: "0", 200: "200"}
+    assert {value: panels.tick(value) for value in values} == values
+    assert panels.task_ticks(5) == [1, 2, 3, 4, 5] and panels.task_ticks(20) == [1, 4, 8, 12, 16, 20]
+    assert panels.thinned(np.array([0.0, 1.0, 1.01, 2.0]), 3) == [0, 1, 3]
+
+
+def test_hover_texts_give_error_and_seeds():
+    spans = panels.spans(np.array([[0.5, 0.5], [0.6, np.nan]]))
+    assert spans.texts() == ["55.0 ± 5.0 %, n = 2", "50.0 %, n = 1"]
+
+
+def test_future_classes_are_not_shown(make_table):
+    for label, known in (("digits/class", False), ("digits/domain", True)):
+        (stream,) = read(make_table({"ewc": [{}]}, stream=label, num_tasks=3))
+        mean = panels.matrix(stream.chosen["ewc"]).mean
+        assert np.isfinite(mean[np.tri(3, dtype=bool)]).all()
+        assert (np.isfinite(mean[~np.tri(3, dtype=bool)]) == known).all()
+        before = panels.over_training(stream.chosen["ewc"]).mean
+        np.testing.assert_array_equal(np.isfinite(before[0]), [known] * 3)
+
+
+def test_panels_fill_their_rows():
+    assert [drawing.num_columns(count) for count in (1, 3, 6, 7, 10, 15)] == [1, 3, 3, 4, 5, 5]
 
 
 def test_strength_panel_marks_the_chosen_value(table):
@@ -65,7 +102,7 @@ def test_every_configuration_is_in_the_plane(table):
 
 def test_front_is_of_much_learning_and_little_forgetting():
     def point(name: str, learning: float, forgetting: float) -> panels.Point:
-        spans = (panels.Spans(np.array(value), np.array(0.0)) for value in (learning, forgetting))
+        spans = (panels.Spans(np.array(value), np.array(0.0), np.array(2)) for value in (learning, forgetting))
         return panels.Point(name, "", *spans, chosen=False, diverged=False)
 
     points = [point("learns", 90, 30), point("worse", 80, 30), point("keeps", 70, 5), point("between", 85, 10)]

@@ -8,10 +8,9 @@ import subprocess
 
 import pyarrow as pa
 import pytest
-from plotly.offline import get_plotlyjs
 
 from cl_jax.report import write_page, write_report
-from cl_jax.report.page import file_names
+from cl_jax.report.page import file_names, library
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 FLAGS = (
@@ -55,8 +54,8 @@ def browse(path, profile) -> str:
 def own(path) -> str:
     """The page without the plotly.js library, which must be in it once."""
     text = path.read_text(encoding="utf-8")
-    assert text.count(get_plotlyjs()) == 1
-    return text.replace(get_plotlyjs(), "")
+    assert text.count(library()) == 1
+    return text.replace(library(), "")
 
 
 def test_loads_nothing(page):
@@ -76,7 +75,18 @@ def test_says_what_it_must(page):
     text = own(page)
     for words in ("validation accuracy, all tasks, all seeds", "versions.jax", "0.10.2", "What is forgotten."):
         assert words in text
-    assert "6 unfinished" in text and "3 diverged" in text and "edge of grid" in text
+    assert "6 unfinished" in text and "3 diverged" in text and "edge of the grid" in text
+
+
+def test_opens_with_the_result_in_words(page):
+    body = own(page).split("<main>")[1]
+    assert body.index("In short") < body.index("kept most") < body.index("<table>") < body.index('class="chart"')
+    assert "Fine-tuning, which protects nothing, learns each task to" in body
+
+
+def test_numbers_trace_to_runs(page, make_table):
+    text = own(page)
+    assert all(member in text for member in make_table()["member"].unique().to_pylist())
 
 
 def test_data_is_json_without_nan(page):

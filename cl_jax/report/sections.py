@@ -1,0 +1,159 @@
+"""What the page says of one stream: the result in words, its tables, its figures. Everything is HTML, escaped."""
+
+import html
+import math
+from collections.abc import Sequence
+
+from cl_jax.report import cells, charts, styles
+from cl_jax.report.cells import describe, number, printable
+from cl_jax.report.configurations import Configuration, Stream, validation_score
+from cl_jax.report.summary import SPREADS, SummaryRow, short_names
+from cl_jax.report.template import CAPTIONS, EDGE_HINT
+from cl_jax.report.words import findings
+from cl_jax.statistics import Spread, spread
+
+
+def text(words: str) -> str:
+    """A user's string on one line, as HTML."""
+    return html.escape(printable(words))
+
+
+def in_short(streams: Sequence[Stream], rows: Sequence[SummaryRow], identifiers: Sequence[str]) -> str:
+    """The result of every stream in sentences, the first thing on the page."""
+    parts = []
+    for stream, identifier in zip(streams, identifiers, strict=True):
+        mine = [row for row in rows if row.stream == stream.label]
+        heading = f'<h3><a href="#{identifier}">{text(stream.label)}</a></h3>' if len(streams) > 1 else ""
+        sentences = "".join(f"<li>{text(sentence)}</li>" for sentence in findings(mine))
+        parts.append(f"{heading}<ul>{sentences}</ul>")
+    return f'<section class="short"><h2>In short</h2>{"".join(parts)}</section>'
+
+
+def stream_section(stream: Stream, rows: Sequence[SummaryRow], drawn: Sequence[charts.Figure], identifier: str) -> str:
+    """Tables and figures of one stream; `rows` are its own."""
+    notes = "".join(f"<li>{text(line)}</li>" for line in cells.notes(rows))
+    undefined = " Forward transfer is undefined here: the classes of a later task have no outputs yet."
+    return f"""
+<section id="{identifier}">
+<h2>{text(stream.label)}</h2>
+<p class="soft">{_overview(stream)}</p>
+{_summary_table(stream, rows)}
+<p class="caption">{text(cells.caption(rows))} Each method is shown by its chosen configuration, the one with the best
+validation accuracy; the test split took no part in that choice. Methods stand from low to high accuracy between the two
+bounds.{undefined if stream.configurations[0].class_incremental else ""} Hover a number for more digits.</p>
+{f'<ul class="notes">{notes}</ul>' if notes else ""}
+{_every_metric(rows)}
+{_all_configurations(stream)}
+{"".join(_figure(figure) for figure in drawn)}
+</section>"""
+
+
+def _overview(stream: Stream) -> str:
+    members = sum(len(each.members) for each in stream.configurations)
+    unfinished = sum(int(each.unfinished.sum()) for each in stream.configurations)
+    diverged = sum(int(each.diverged.sum()) for each in stream.configurations)
+    parts = [_count(stream.num_tasks, "task"), _count(len(stream.chosen), "method")]
+    parts += [_count(len(stream.configurations), "configuration"), _count(members, "run")]
+    warnings = [f"{unfinished} unfinished"] * bool(unfinished) + [f"{diverged} diverged"] * bool(diverged)
+    flags = [f'<span class="flag">{warning}</span>' for warning in warnings]
+    return " · ".join([*parts, *flags])
+
+
+def _summary_table(stream: Stream, rows: Sequence[SummaryRow]) -> str:
+    looks, shown = styles.method_styles(stream), cells.columns(rows)
+    lines = []
+    for row in rows:
+        line = [_hover(text(column.cell(row)), row, column.metric) for column in shown]
+        swatch = f'<span class="swatch" style="background:{looks[row.method].colour}"></span>'
+        line[0] = f'<span class="method">{swatch}<span>{line[0]}</span></span>'
+        for index, column in enumerate(shown):
+            if column.header == "chosen" and row.at_edge:
+                # A hyper-parameter's name may hold the star, so it is found part by part.
+                line[index] = ", ".join(map(_starred, describe(row.chosen, row.at_edge)))
+        lines.append(line)
+    return _table([(column.title or column.header, column.words) for column in shown], lines)
+
+
+def _starred(part: str) -> str:
+    star = f'<span class="flag" title="{EDGE_HINT}">{cells.EDGE}</span>'
+    return text(part.removesuffix(cells.EDGE)) + star * part.endswith(cells.EDGE)
+
+
+def _hover(cell: str, row: SummaryRow, metric: str) -> str:
+    if not metric or math.isnan(getattr(row, metric).mean):
+        return cell
+    value: Spread = getattr(row, metric)
+    return f'<span title="mean {_digits(value.mean)}, std {_digits(value.std)}, n = {value.n}">{cell}</span>'
+
+
+def _every_metric(rows: Sequence[SummaryRow]) -> str:
+    headers = [("method", True), ("metric", True), *((name, False) for name in ("mean", "std", "SEM", "n"))]
+    lines = [
+        [text(row.method), name.replace("_", " "), *map(_digits, getattr(row, name)[:3]), str(getattr(row, name).n)]
+        for row in rows
+        for name in SPREADS
+        if not math.isnan(getattr(row, name).mean)
+    ]
+    table = _table(headers, lines)
+    return f"<details><summary>Every metric: mean, standard deviation and error, seeds</summary>{table}</details>"
+
+
+def _all_configurations(stream: Stream) -> str:
+    headers = ["validation accuracy", "test accuracy", "forgetting", "learning accuracy"]
+    columns = [("method", True), ("configuration", True), *((name, False) for name in headers), ("runs", True)]
+    table = _table(columns, [_configuration_cells(stream, each) for each in stream.configurations])
+    count = _count(len(stream.configurations), "configuration")
+    return f"<details><summary>All results: {count}, with the runs behind them</summary>{table}</details>"
+
+
+def _configuration_cells(stream: Stream, configuration: Configuration) -> list[str]:
+    short = short_names(stream.swept[configuration.method])
+    settings = ", ".join(describe({short[name]: configuration.hyper_parameters[name] for name in short})) or "-"
+    chosen = " (chosen)" if stream.chosen[configuration.method] is configuration else ""
+    score = validation_score(configuration)
+    metrics = ("average_accuracy", "forgetting", "learning_accuracy")
+    means = [spread(configuration.scores(metric)).mean for metric in metrics]
+    numbers = [number(value) for value in (score if math.isfinite(score) else math.nan, *means)]
+    runs = [
+        f"{member} (seed {seed}{', diverged' * bool(diverged)}{', unfinished' * bool(unfinished)})"
+        for member, seed, diverged, unfinished in zip(
+            configuration.members, configuration.seeds, configuration.diverged, configuration.unfinished, strict=True
+        )
+    ]
+    return [text(configuration.method), text(settings + chosen), *numbers, text(", ".join(runs))]
+
+
+def _table(columns: Sequence[tuple[str, bool]], rows: Sequence[Sequence[str]]) -> str:
+    """Cells are HTML already. Words stand left, numbers right."""
+    marks = [' class="words"' * words for _, words in columns]
+    head = "".join(f"<th{mark}>{text(name)}</th>" for mark, (name, _) in zip(marks, columns, strict=True))
+    body = "".join(
+        f"<tr>{''.join(f'<td{mark}>{cell}</td>' for mark, cell in zip(marks, row, strict=True))}</tr>" for row in rows
+    )
+    return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+
+
+def _figure(figure: charts.Figure) -> str:
+    title, caption = CAPTIONS[figure.kind]
+    legend = "".join(
+        f'<span><i class="{mark}" style="--colour:{colour}"></i>{text(label)}</span>'
+        for mark, colour, label in figure.legend
+    )
+    drawings = "".join(
+        f'<div class="panel">{f"<h4>{text(chart.title)}</h4>" if chart.title else ""}'
+        f'<div class="chart" data-figure="{figure.kind}" style="min-height:{chart.layout["height"]}px"></div></div>'
+        for chart in figure.charts
+    )
+    wide = " wide" if figure.kind in ("average-accuracy", "plane") else ""
+    return (
+        f'<h3>{title}</h3><p class="caption">{text(caption)}</p>'
+        f'{f"<div class=legend>{legend}</div>" if legend else ""}<div class="panels{wide}">{drawings}</div>'
+    )
+
+
+def _digits(value: float) -> str:
+    return "-" if math.isnan(value) else f"{100 * value:.2f}"
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}" + "s" * (number != 1)
