@@ -130,7 +130,7 @@ def _matrices(stream: Stream) -> Figure:
         }
         if stream.num_tasks <= panels.MAX_NUMBERED:
             trace |= {"texttemplate": "%{z:.0f}"}
-        layout = traces.layout("accuracy on task", "after training on task", height=250)
+        layout = traces.layout("accuracy on task", "after training on task", height=235)
         ticks = panels.task_ticks(stream.num_tasks)
         axis = {"tickvals": ticks, "showgrid": False, "zeroline": False, "constrain": "domain"}
         layout["xaxis"] |= axis

@@ -17,7 +17,7 @@ from matplotlib.lines import Line2D
 from matplotlib.text import Text
 
 from cl_jax.report.cells import printable
-from cl_jax.report.panels import Spans
+from cl_jax.report.panels import Spans, num_columns
 
 FORMATS = ("svg", "pdf", "png")
 PNG_DPI = 160
@@ -75,7 +75,7 @@ def sheet(
         right: room kept free at the right.
         titled: whether panels have titles.
     """
-    columns = num_columns(count)
+    columns = min(count, num_columns(count))
     rows = -(-count // columns)
     gap = 0.3 if x is None else 0.16, _TITLE + (_TICKS + _NAME if x is None else _TICKS if count % columns else 0.02)
     inner = columns * (width + gap[0]) - gap[0], rows * (height + gap[1]) - gap[1]
@@ -102,11 +102,6 @@ def sheet(
         handles = [handle for handle, _ in legend]
         figure.legend(handles, labels, loc="lower center", borderaxespad=0.2, ncols=beside, **style)
     return figure, axes[:count]
-
-
-def num_columns(count: int) -> int:
-    """Five, four or three panels side by side, whichever leaves the last row fullest."""
-    return count if count <= 4 else min((5, 4, 3), key=lambda columns: -count % columns)
 
 
 def save(figure: Figure, path: Path) -> list[Path]:

@@ -62,7 +62,7 @@ def accuracy_matrices(stream: Stream) -> Figure:
             axis.text(j + 1, i + 1, f"{matrix[i, j]:.0f}", ha="center", va="center", color=colour, fontsize=6.5)
     if image is not None:
         width, height = figure.get_size_inches()
-        last = axes[min(drawing.num_columns(len(axes)), len(axes)) - 1].get_position()
+        last = axes[min(panels.num_columns(len(axes)), len(axes)) - 1].get_position()
         place = (last.x1 + 0.15 / width, last.y1 - size / height, 0.1 / width, size / height)
         figure.colorbar(image, cax=figure.add_axes(place), label="accuracy (%)")
     return figure

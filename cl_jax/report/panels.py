@@ -152,6 +152,11 @@ def task_ticks(num_tasks: int) -> list[int]:
     return sorted({1, *range(step, num_tasks + 1, step)})
 
 
+def num_columns(count: int) -> int:
+    """Five, four or three panels side by side, whichever leaves the last row fullest."""
+    return 4 if count <= 4 else min((5, 4, 3), key=lambda columns: -count % columns)
+
+
 def thinned(position: np.ndarray, count: int = 6) -> list[int]:
     """Indices of ticks that leave each other room: at least 1 / count of the axis apart."""
     room, kept = (position[-1] - position[0]) / count, [0]

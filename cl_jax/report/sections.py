@@ -4,7 +4,7 @@ import html
 import math
 from collections.abc import Sequence
 
-from cl_jax.report import cells, charts, styles
+from cl_jax.report import cells, charts, panels, styles
 from cl_jax.report.cells import describe, number, printable
 from cl_jax.report.configurations import Configuration, Stream, validation_score
 from cl_jax.report.summary import SPREADS, SummaryRow, short_names
@@ -144,10 +144,12 @@ def _figure(figure: charts.Figure) -> str:
         f'<div class="chart" data-figure="{figure.kind}" style="min-height:{chart.layout["height"]}px"></div></div>'
         for chart in figure.charts
     )
+    columns = panels.num_columns(len(figure.charts))
     wide = " wide" if figure.kind in ("average-accuracy", "plane") else ""
+    shared = f'<div class="legend">{legend}</div>' if legend else ""
     return (
-        f'<h3>{title}</h3><p class="caption">{text(caption)}</p>'
-        f'{f"<div class=legend>{legend}</div>" if legend else ""}<div class="panels{wide}">{drawings}</div>'
+        f'<h3>{title}</h3><p class="caption">{text(caption)}</p>{shared}'
+        f'<div class="panels{wide}" style="--columns:{columns}">{drawings}</div>'
     )
 
 

@@ -44,7 +44,8 @@ ul.notes { font-size: 14px; color: var(--soft); padding-left: 20px; max-width: n
 .legend i.viridis { border: 0; width: 140px; height: 11px; border-radius: 2px;
   background: linear-gradient(90deg, #440154, #3b528b, #21918c, #5ec962, #fde725); }
 .panels { display: grid; gap: 18px 14px; align-items: end;
-  grid-template-columns: repeat(auto-fill, minmax(min(255px, 100%), 1fr)); }
+  grid-template-columns: repeat(auto-fill, minmax(
+    min(100%, max(215px, (100% - (var(--columns) - 1) * 14px) / var(--columns))), 1fr)); }
 .panels.wide { grid-template-columns: minmax(0, 1fr); }
 .panel { min-width: 0; }
 details { margin: 16px 0; } summary { cursor: pointer; color: var(--link); }
@@ -77,11 +78,13 @@ const buttons = [["toImage", "zoom2d", "pan2d", "resetScale2d"]];
 
 function theme() {
   const style = getComputedStyle(document.documentElement);
-  const [ink, soft, rule] = ["--ink", "--soft", "--rule"].map((name) => style.getPropertyValue(name).trim());
+  const names = ["--ink", "--soft", "--rule", "--card"];
+  const [ink, soft, rule, card] = names.map((name) => style.getPropertyValue(name).trim());
   const axis = { gridcolor: rule, linecolor: rule, zerolinecolor: rule, automargin: true };
   const font = { color: ink, size: 12, family: getComputedStyle(document.body).fontFamily };
   return { layout: { font, xaxis: axis, yaxis: axis, paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)",
-    modebar: { bgcolor: "rgba(0,0,0,0)", color: soft, activecolor: ink }, hoverlabel: { align: "left" } } };
+    modebar: { bgcolor: "rgba(0,0,0,0)", color: soft, activecolor: ink },
+    hoverlabel: { align: "left", bgcolor: card, bordercolor: soft, font: { color: ink } } } };
 }
 
 async function draw() {

@@ -43,7 +43,7 @@ def line(x: Any, spans: Spans, style: Style, name: str, at: Sequence[str]) -> Js
 def faint(trace: Json) -> Json:
     """The same line, thin, dotted and without marks."""
     kept = {name: value for name, value in trace.items() if name != "marker"}
-    return kept | {"mode": "lines", "opacity": 0.4, "line": trace["line"] | {"width": 1, "dash": "dot"}}
+    return kept | {"mode": "lines", "opacity": 0.6, "line": trace["line"] | {"width": 1, "dash": "dot"}}
 
 
 def band(x: Any, spans: Spans, style: Style, name: str) -> list[Json]:

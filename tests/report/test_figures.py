@@ -6,7 +6,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from cl_jax.report import drawing, panels, styles
+from cl_jax.report import panels, styles
 from cl_jax.report.configurations import read
 from cl_jax.report.drawing import FORMATS
 from cl_jax.report.figures import write_figures
@@ -70,7 +70,7 @@ def test_future_classes_are_not_shown(make_table):
 
 
 def test_panels_fill_their_rows():
-    assert [drawing.num_columns(count) for count in (1, 3, 6, 7, 10, 15)] == [1, 3, 3, 4, 5, 5]
+    assert [panels.num_columns(count) for count in (1, 4, 6, 7, 10, 15)] == [4, 4, 3, 4, 5, 5]
 
 
 def test_strength_panel_marks_the_chosen_value(table):
