@@ -94,6 +94,8 @@ def _every_metric(rows: Sequence[SummaryRow]) -> str:
         for name in SPREADS
         if not math.isnan(getattr(row, name).mean)
     ]
+    if not lines:
+        return ""
     table = _table(headers, lines)
     return f"<details><summary>Every metric: mean, standard deviation and error, seeds</summary>{table}</details>"
 
