@@ -126,6 +126,9 @@ def test_right_fields_pass():
         (Outer(size=0), r"here.size: was given 0; the least allowed is 1"),
         (Outer(size=2.0), r"here.size: expected a whole number, was given 2.0"),
         (Outer(size=True), r"here.size: expected a whole number, was given True"),
+        (Outer(size=2**31), r"here.size: was given 2147483648; the most allowed is 2147483647"),
+        (Outer(widths=4), r"here.widths: expected a tuple of whole numbers such as \(4, 5\), was given 4"),
+        (Run(optimizer=Sgd(learning_rate=1e39)), r"learning_rate: was given 1e\+39; allowed are finite numbers"),
         (Outer(widths=(4, 0)), r"here.widths: was given 0; the least allowed is 1"),
         (Outer(limit=1), r"here.limit: was given 1; the least allowed is 2"),
         (Outer(flag=1), r"here.flag: expected True or False, was given 1"),
@@ -134,6 +137,13 @@ def test_right_fields_pass():
 def test_wrong_fields_are_told(wrong, message):
     with pytest.raises(UserError, match=message):
         check_fields(wrong, "here")
+
+
+def test_a_misspelt_field_is_told():
+    with pytest.raises(
+        UserError, match=r"unknown hyper-parameter of Inner: 'rat'; known: kind, rate. Did you mean 'rate'"
+    ):
+        Inner(rat=0.5)
 
 
 def test_grid_is_every_combination():

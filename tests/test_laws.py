@@ -1,5 +1,6 @@
 """One set of laws over a table of all methods and adapters."""
 
+import functools
 from typing import Any
 
 import chex
@@ -10,19 +11,20 @@ import optax
 import pytest
 
 from cl_jax import train
+from cl_jax.adapters.adapter import Adapter
 from cl_jax.adapters.freeze import freeze
 from cl_jax.adapters.lora import lora
 from cl_jax.batch import Batch, Task
-from cl_jax.method import Method, chain
+from cl_jax.method import Method, chain, stream_key
 from cl_jax.methods.ewc import ewc
 from cl_jax.methods.l2 import l2
 from cl_jax.methods.replay import replay
 from cl_jax.models.mlp import mlp
 
-pytestmark = pytest.mark.slow  # every law compiles two tasks of training for every method
-
 MODEL = mlp((6,), 3)
+OPTIMIZER = optax.chain(optax.trace(0.9), optax.scale(-0.05))
 METHODS: dict[str, Any] = {
+    "finetune": lambda strength: Method(),
     "l2": lambda strength: l2(strength),
     "ewc": lambda strength: ewc(MODEL, strength),
     "ewc-online": lambda strength: ewc(MODEL, strength, anchors="online", kind="empirical"),
@@ -32,90 +34,202 @@ METHODS: dict[str, Any] = {
     "replay-boundary": lambda strength: replay(20, insert="boundary", weighting="balanced"),
     "ewc+replay": lambda strength: chain(ewc=ewc(MODEL, strength), replay=replay(20)),
 }
+# A scale alpha / rank of 1: the default of 8 with this learning rate and momentum really diverges.
+ADAPTERS = {
+    "full": Adapter(),
+    "lora": lora(2, 2.0),
+    "lora-merged": lora(2, 2.0, merge=True, first_task="full"),
+    "freeze": freeze("dense_0/"),
+}
 PENALTIES = ["l2", "ewc", "ewc-online", "ewc-proximal", "ewc-sampled"]
+COMBINATIONS = [("l2", "lora"), ("ewc", "freeze"), ("ewc+replay", "lora-merged")]
+TABLE = [(name, "full") for name in METHODS] + COMBINATIONS
+over_the_table = pytest.mark.parametrize(("name", "adapter"), TABLE, ids=["/".join(row) for row in TABLE])
+# Compiling is nearly all of the time here, and the programs are tiny: half the time without optimization.
+compiled = functools.partial(
+    jax.jit, compiler_options={"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
+)
+# The members of one packing. Strengths that a float32 gradient step survives.
+STRENGTHS, SEEDS = jnp.array([0.0, 1.0, 10.0]), jnp.array([0, 0, 1], jnp.int32)
+# Batched and single, fused and single operations round differently, and momentum carries it on.
+ROUNDING = dict(rtol=2e-4, atol=2e-5)
 
 
-def examples(task: int) -> Batch:
-    generator = np.random.default_rng(task)
-    x = jnp.asarray(generator.normal(size=(40, 5)), jnp.float32)
-    return Batch(x=x, y=jnp.asarray(generator.integers(0, 3, 40), jnp.int32))
+def examples() -> Batch:
+    """Three tasks of 40 rows, of which the last 3 are padding."""
+    generator = np.random.default_rng(0)
+    x = jnp.asarray(generator.normal(size=(3, 40, 5)), jnp.float32)
+    return Batch(x=x, y=jnp.asarray(generator.integers(0, 3, (3, 40)), jnp.int32))
 
 
-def life(method: Method, strength_key: int = 0, steps: int = 15, **learner: Any) -> train.TrainState:
-    """Two tasks of `steps` steps."""
-    optimizer = optax.chain(optax.trace(0.9), optax.scale(-0.05))
-    subject = train.Learner(MODEL, optimizer, method, **learner)
-    state = train.init(subject, jax.random.key(strength_key), examples(0))
-    for task in range(2):
-        key = jax.random.key(task + 10)
-        batch = examples(task)
+def first_of(tree: Any) -> Any:
+    return jax.tree.map(lambda leaf: leaf[0], tree)
 
-        def one(state: train.TrainState, step: jax.Array, key=key, batch=batch, task=task) -> tuple[Any, None]:
-            rows = (step * 8 + jnp.arange(8, dtype=jnp.int32)) % 40
-            incoming = Batch(x=batch.x[rows], y=batch.y[rows])
-            return train.train_step(subject, jax.random.fold_in(key, step), state, incoming, task=task)[0], None
+
+def learner_of(name: str, adapter: str, strength: Any) -> train.Learner:
+    return train.Learner(MODEL, OPTIMIZER, METHODS[name](strength), ADAPTERS[adapter])
+
+
+def life(learner: train.Learner, seed: Any, steps: int = 10, tasks: int = 2) -> tuple[train.TrainState, Any]:
+    """Two tasks; the last state, and what trained as it was at each boundary [tasks, ...]."""
+    key = jax.random.key(seed)
+    start = train.init(learner, stream_key(key, "init"), first_of(examples()))
+
+    def one_task(state: train.TrainState, item: tuple[jax.Array, Batch]) -> tuple[train.TrainState, Any]:
+        task, batch = item
+        key_steps = jax.random.fold_in(stream_key(key, "steps"), task)
+
+        def one(state: train.TrainState, step: jax.Array) -> tuple[train.TrainState, None]:
+            rows = (step * 8 + jnp.arange(8, dtype=jnp.int32)) % 37
+            incoming = jax.tree.map(lambda leaf: leaf[rows], batch)
+            return train.train_step(learner, jax.random.fold_in(key_steps, step), state, incoming, task=task)[0], None
 
         state, _ = jax.lax.scan(one, state, jnp.arange(steps, dtype=jnp.int32))
-        finished = Task(jnp.int32(task), batch, jnp.arange(40) < 37)
-        state = train.end_task(subject, key, state, finished)
-    return state
+        finished = Task(task, batch, jnp.arange(40) < 37)
+        state = train.end_task(learner, jax.random.fold_in(stream_key(key, "boundary"), task), state, finished)
+        return state, train.effective(learner, state)
+
+    several = jax.tree.map(lambda leaf: leaf[:tasks], examples())
+    return jax.lax.scan(one_task, start, (jnp.arange(tasks, dtype=jnp.int32), several))
 
 
-def weights(state: train.TrainState) -> np.ndarray:
-    return np.concatenate([np.asarray(leaf).ravel() for leaf in jax.tree.leaves(state.trainable)])
+@functools.cache
+def alone(name: str, adapter: str = "full") -> Any:
+    """(strength, seed) -> life, compiled once for all laws."""
+    return compiled(lambda strength, seed: life(learner_of(name, adapter, strength), seed))
 
 
-@pytest.mark.parametrize("name", METHODS)
-def test_vmapped_is_looped(name: str) -> None:
-    strengths = jnp.asarray([0.0, 1.0, 30.0])
-    together = jax.jit(jax.vmap(lambda s: life(METHODS[name](s)).trainable))(strengths)
+@functools.cache
+def packed(name: str, adapter: str = "full") -> Any:
+    return compiled(jax.vmap(lambda strength, seed: life(learner_of(name, adapter, strength), seed)))
+
+
+def run(name: str, adapter: str = "full", strength: float = 1.0, seed: int = 0) -> tuple[train.TrainState, Any]:
+    return alone(name, adapter)(jnp.float32(strength), jnp.int32(seed))
+
+
+def movement(boundaries: Any) -> float:
+    """How far the second task took the weights."""
+    return sum(float(np.sum((np.asarray(leaf[1]) - np.asarray(leaf[0])) ** 2)) for leaf in jax.tree.leaves(boundaries))
+
+
+@over_the_table
+def test_vmapped_is_looped(name: str, adapter: str) -> None:
+    together = packed(name, adapter)(STRENGTHS, SEEDS)
     for i in range(3):
-        alone = life(METHODS[name](strengths[i])).trainable
-        # Batched and single matrix products sum in another order.
-        chex.assert_trees_all_close(jax.tree.map(lambda leaf, i=i: leaf[i], together), alone, rtol=2e-4, atol=2e-5)
+        one = alone(name, adapter)(STRENGTHS[i], SEEDS[i])
+        chex.assert_trees_all_close(jax.tree.map(lambda leaf, i=i: leaf[i], together), one, **ROUNDING)
+    assert packed(name, adapter)._cache_size() == alone(name, adapter)._cache_size() == 1  # values are traced
+
+
+@over_the_table
+def test_members_train_and_stay_finite(name: str, adapter: str) -> None:
+    state, boundaries = run(name, adapter)
+    assert not bool(state.diverged) and movement(boundaries) > 1e-6
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state))
+
+
+@over_the_table
+def test_neighbours_do_not_notice_a_diverging_member(name: str, adapter: str) -> None:
+    """Bitwise, at one packing."""
+    calm = packed(name, adapter)(STRENGTHS, SEEDS)
+    wild = packed(name, adapter)(STRENGTHS.at[1].set(1e20), SEEDS)
+    chex.assert_trees_all_equal(*(jax.tree.map(lambda leaf: leaf[np.array([0, 2])], tree) for tree in (calm, wild)))
+
+
+@over_the_table
+def test_structure_shapes_and_dtypes_are_stable(name: str, adapter: str) -> None:
+    def states(key: jax.Array) -> list[train.TrainState]:
+        learner, batch = learner_of(name, adapter, jnp.float32(1.0)), first_of(examples())
+        start = train.init(learner, key, batch)
+        after, _ = train.train_step(learner, key, start, batch)
+        return [start, after, train.end_task(learner, key, after, Task(jnp.int32(0), batch, jnp.ones(40, bool)))]
+
+    first, *others = jax.eval_shape(states, jax.random.key(0))
+    for other in others:
+        assert jax.tree.structure(first) == jax.tree.structure(other)
+        assert jax.tree.leaves(first) == jax.tree.leaves(other)
+
+
+@over_the_table
+def test_no_key_is_used_twice(name: str, adapter: str) -> None:
+    with jax.debug_key_reuse(True):
+        jax.jit(lambda strength, seed: life(learner_of(name, adapter, strength), seed)).trace(1.0, 0)
+
+
+def test_a_key_used_twice_would_be_found() -> None:
+    twice = Method(after_step=lambda key, state, info: (jax.random.normal(key), jax.random.bits(key)))
+    learner = train.Learner(
+        MODEL, OPTIMIZER, twice._replace(init=lambda key, params, batch: twice.after_step(key, (), None))
+    )
+    with jax.debug_key_reuse(True), pytest.raises(jax.errors.KeyReuseError):
+        jax.jit(lambda seed: life(learner, seed)).trace(0)
 
 
 @pytest.mark.parametrize("name", PENALTIES)
 def test_strength_zero_is_fine_tuning(name: str) -> None:
-    np.testing.assert_allclose(weights(life(METHODS[name](0.0))), weights(life(Method())), rtol=1e-6, atol=1e-7)
+    for zero, free in zip(*(jax.tree.leaves(run(n, strength=0.0)[1]) for n in (name, "finetune")), strict=True):
+        np.testing.assert_allclose(zero, free, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("name", PENALTIES)
 def test_strength_holds_the_weights(name: str) -> None:
-    """More strength, less movement after the first boundary."""
-    start = weights(life(Method(), steps=15))
-    assert np.abs(weights(life(METHODS[name](10.0))) - start).max() > 1e-4
+    """More strength, less movement after the first boundary; none of it before."""
+    free, some, more = (run(name, strength=strength)[1] for strength in (0.0, 1.0, 10.0))
+    assert movement(more) < movement(some) < movement(free)
+    chex.assert_trees_all_equal(first_of(more), first_of(free))
 
 
-def test_empty_chain_changes_nothing() -> None:
-    np.testing.assert_array_equal(weights(life(chain(nothing=Method()))), weights(life(Method())))
+def test_an_identity_member_changes_nothing() -> None:
+    """Bitwise: no value, and no random number of another member."""
+
+    def chained(strength: float, **more: Method) -> Any:
+        method = chain(it=METHODS["replay"](strength), **more)
+        return life(train.Learner(MODEL, OPTIMIZER, method), 0)[1]
+
+    with_identity = compiled(functools.partial(chained, nothing=Method()))(1.0)
+    chex.assert_trees_all_equal(with_identity, compiled(chained)(1.0))
+
+
+@pytest.mark.parametrize(
+    ("name", "adapter"),
+    [("l2", "lora"), pytest.param("ewc+replay", "lora-merged", marks=pytest.mark.slow)],  # one operation at a time
+)
+def test_jit_is_no_jit(name: str, adapter: str) -> None:
+    learner, batch, key = learner_of(name, adapter, 1.0), first_of(examples()), jax.random.key(0)
+    state, _ = run(name, adapter)
+
+    def step(state: train.TrainState) -> Any:
+        return train.train_step(learner, key, state, batch, task=1)
+
+    with jax.disable_jit():
+        slow = step(state)
+    chex.assert_trees_all_close(compiled(step)(state), slow, **ROUNDING)
 
 
 def test_proximal_step_does_not_diverge() -> None:
-    state = life(METHODS["ewc-proximal"](1e13))
-    assert not bool(state.diverged) and np.isfinite(weights(state)).all()
+    state, boundaries = run("ewc-proximal", strength=1e13)
+    assert not bool(state.diverged) and all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(boundaries))
 
 
-@pytest.mark.parametrize("name", METHODS)
-def test_no_key_is_used_twice(name: str) -> None:
-    with jax.debug_key_reuse(True):
-        life(METHODS[name](1.0), steps=2)
+def test_freeze_holds_its_leaves_bitwise() -> None:
+    _, boundaries = run("ewc", "freeze")
+    np.testing.assert_array_equal(boundaries["dense_0"]["kernel"][1], boundaries["dense_0"]["kernel"][0])
+    assert (boundaries["dense_1"]["kernel"][1] != boundaries["dense_1"]["kernel"][0]).any()
 
 
 def test_one_quadratic_equals_the_list_of_springs() -> None:
     """After three boundaries EWC's penalty is the sum over tasks of its own springs, value and gradient."""
-    method = ewc(MODEL, 7.0, kind="empirical")
-    params = MODEL.init(jax.random.key(0), examples(0).x)
-    state = method.init(jax.random.key(0), params, examples(0))
-    springs = []
-    for task in range(3):
-        params = jax.tree.map(lambda leaf, task=task: leaf + 0.1 * (task + 1), params)
-        finished = Task(jnp.int32(task), examples(task), jnp.ones((40,), bool))
-        alone = method.end_task(
-            jax.random.key(1), method.init(jax.random.key(0), params, examples(0)), params, finished
-        )
-        springs.append((alone.fisher, params))
-        state = method.end_task(jax.random.key(1), state, params, finished)
+    method, several = ewc(MODEL, 7.0, kind="empirical"), examples()
+    key, params = jax.random.key(0), MODEL.init(jax.random.key(0), several.x[0])
+    state, springs = method.init(key, params, first_of(several)), []
+    end_task = compiled(method.end_task)
+    for number in range(3):
+        params = jax.tree.map(lambda leaf, number=number: leaf + 0.1 * (number + 1), params)
+        batch = jax.tree.map(lambda leaf, number=number: leaf[number], several)
+        finished = Task(jnp.int32(number), batch, jnp.ones((40,), bool))
+        springs.append((end_task(key, method.init(key, params, batch), params, finished).fisher, params))
+        state = end_task(key, state, params, finished)
     probe = jax.tree.map(lambda leaf: leaf - 0.37, params)
 
     def listed(p: Any) -> jax.Array:
@@ -126,54 +240,8 @@ def test_one_quadratic_equals_the_list_of_springs() -> None:
         ]
         return 3.5 * jnp.sum(jnp.stack(terms))
 
-    value, gradient = jax.value_and_grad(lambda p: method.penalty(state, p, examples(0)))(probe)
-    expected, expected_gradient = jax.value_and_grad(listed)(probe)
+    value, gradient = compiled(jax.value_and_grad(lambda p: method.penalty(state, p, first_of(several))))(probe)
+    expected, expected_gradient = compiled(jax.value_and_grad(listed))(probe)
     np.testing.assert_allclose(value, expected, rtol=1e-5)
     chex.assert_trees_all_close(gradient, expected_gradient, rtol=1e-4, atol=1e-6)
     assert max(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(gradient)) > 1e-3
-
-
-def test_lora_starts_as_no_op_and_is_base_plus_product() -> None:
-    params = MODEL.init(jax.random.key(0), examples(0).x)
-    adapter = lora(2, 8.0)
-    base, trainable = adapter.init(jax.random.key(1), params)
-    chex.assert_trees_all_equal(adapter.effective(base, trainable), params)
-    moved = jax.tree.map(lambda leaf: leaf + 0.5, trainable)
-    a, b = (np.asarray(moved.factors["dense_0/kernel"][name], np.float64) for name in "ab")
-    expected = np.asarray(params["dense_0"]["kernel"], np.float64) + 8.0 / 2 * a @ b
-    np.testing.assert_allclose(adapter.effective(base, moved)["dense_0"]["kernel"], expected, rtol=1e-5)
-    np.testing.assert_array_equal(adapter.effective(base, moved)["dense_0"]["bias"], params["dense_0"]["bias"])
-
-
-def test_lora_merge_keeps_the_function() -> None:
-    params = MODEL.init(jax.random.key(0), examples(0).x)
-    adapter = lora(2, 8.0, merge=True)
-    base, trainable = adapter.init(jax.random.key(1), params)
-    moved = jax.tree.map(lambda leaf: leaf + 0.5, trainable)
-    merged = adapter.end_task(jax.random.key(2), base, moved)
-    chex.assert_trees_all_close(adapter.effective(*merged), adapter.effective(base, moved), rtol=1e-6)
-
-
-def test_freeze_holds_its_leaves_bitwise() -> None:
-    after = life(Method(), adapter=freeze("dense_0/"))
-    once = life(Method(), adapter=freeze("dense_0/", from_task=0))
-    start = MODEL.init(train.stream_key(jax.random.key(0), "model"), examples(0).x)
-    chex.assert_trees_all_equal(once.trainable["dense_0"], start["dense_0"])
-    assert np.abs(np.asarray(after.trainable["dense_0"]["kernel"] - start["dense_0"]["kernel"])).max() > 1e-4
-
-
-@pytest.mark.parametrize("name", ["lora", "lora-full", "freeze"])
-def test_adapters_compose_with_ewc_and_replay(name: str) -> None:
-    adapter = {"lora": lora(2), "lora-full": lora(2, first_task="full"), "freeze": freeze("dense_0/")}[name]
-    state = life(METHODS["ewc+replay"](1.0), adapter=adapter)
-    assert np.isfinite(weights(state)).all() and not bool(state.diverged)
-
-
-def test_divergence_freezes_the_member() -> None:
-    subject = train.Learner(MODEL, optax.scale(-1e6), Method())
-    state = train.init(subject, jax.random.key(0), examples(0))
-    for step in range(5):
-        state, _ = train.train_step(subject, jax.random.key(step), state, examples(0))
-    assert bool(state.diverged)
-    after, _ = train.train_step(subject, jax.random.key(9), state, examples(0))
-    chex.assert_trees_all_equal(after, state)
