@@ -45,7 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _fail(message: str) -> None:
-    print(f"cl-jax: {message}", file=sys.stderr)
+    print(f"cl-jax: {' '.join(message.splitlines())}", file=sys.stderr)
     raise SystemExit(2) from None
 
 

@@ -10,9 +10,11 @@ class UserError(ValueError):
 
 def did_you_mean(name: object, known: Iterable[str]) -> str:
     """` Did you mean 'ewc'?`, or nothing where no known name is near."""
+    known = list(known)
     by_lower = {one.lower(): one for one in known}
-    near = difflib.get_close_matches(str(name).lower(), by_lower, n=1, cutoff=0.5)
-    return f" Did you mean {by_lower[near[0]]!r}?" if near else ""
+    near = difflib.get_close_matches(str(name), known, n=1, cutoff=0.5)
+    near += [by_lower[one] for one in difflib.get_close_matches(str(name).lower(), by_lower, n=1, cutoff=0.5)]
+    return f" Did you mean {near[0]!r}?" if near else ""
 
 
 def unknown(kind: str, name: object, known: Iterable[str]) -> UserError:

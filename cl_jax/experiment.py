@@ -151,7 +151,7 @@ def load_experiment(path: Path) -> Experiment:
         if isinstance(error, UserError):
             raise UserError(f"{where}: {error}") from error
         text = error.msg if isinstance(error, SyntaxError) else str(error)
-        raise UserError(f"{where}: {type(error).__name__}: {text}{_meant(error, module)}") from error
+        raise UserError(f"{where}: {type(error).__name__}: {text}.{_meant(error, module)}") from error
     if not hasattr(module, "experiment"):
         made = [name for name, value in vars(module).items() if isinstance(value, Experiment)]
         hint = f" Rename {made[0]!r} to 'experiment'." if made else did_you_mean("experiment", vars(module))

@@ -4,95 +4,144 @@ set -euo pipefail
 
 root=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd)
 venv="$root/.venv"
+held="$root/.venv.lock"
 lock="$root/launch/requirements.lock"
-stamp="$venv/cl_jax.stamp"
+lock_dev="$root/launch/requirements-dev.lock"
 
 usage() {
   cat <<'TEXT'
 bash launch/local.sh run experiments/quickstart   set-up on first use, then the experiment
+bash launch/local.sh plan|report|list ...         as cl-jax; `... run --help` tells the options
 bash launch/local.sh test [--fast] [pytest args]  set-up on first use, then every test (--fast: without the slow ones)
 bash launch/local.sh lint                         ruff and the type checker
-bash launch/local.sh plan|report|list ...         as cl-jax
-bash launch/local.sh setup                        only the set-up: .venv in the checkout, pinned packages
-bash launch/local.sh lock                         remake launch/requirements.lock from pyproject.toml
+bash launch/local.sh setup [--dev]                only the set-up: .venv in the checkout, pinned packages
+bash launch/local.sh lock                         remake the two lock files in launch from pyproject.toml
+Works from any folder. An experiment may be given relative to where you are, or to the checkout.
 Needs Python 3.11 or newer; CL_JAX_PYTHON names another interpreter than python3.
 TEXT
 }
 
-fail() { printf 'cl_jax: %s\n' "$1" >&2; exit "${2:-2}"; }
+say() { printf 'cl_jax: %s\n' "$1" >&2; }
+fail() { say "$1"; exit "${2:-2}"; }
+
+new_enough() { "$1" -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1; }
 
 find_python() {
   local candidate found=""
-  for candidate in ${CL_JAX_PYTHON:+"$CL_JAX_PYTHON"} python3 python3.13 python3.12 python3.11 python; do
+  if [ -n "${CL_JAX_PYTHON:-}" ]; then
+    command -v "$CL_JAX_PYTHON" >/dev/null 2>&1 || fail "CL_JAX_PYTHON names $CL_JAX_PYTHON, which is not there."
+    new_enough "$CL_JAX_PYTHON" ||
+      fail "Python 3.11 or newer is needed; CL_JAX_PYTHON names $CL_JAX_PYTHON ($("$CL_JAX_PYTHON" --version 2>&1 || true))."
+    printf '%s' "$CL_JAX_PYTHON"; return
+  fi
+  for candidate in python3 python3.14 python3.13 python3.12 python3.11 python; do
     command -v "$candidate" >/dev/null 2>&1 || continue
-    if "$candidate" -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1; then
-      printf '%s' "$candidate"; return
-    fi
-    found="$found $candidate ($("$candidate" --version 2>&1 || true))"
+    if new_enough "$candidate"; then printf '%s' "$candidate"; return; fi
+    found="$found${found:+, }$candidate ($("$candidate" --version 2>&1 || true))"
   done
   if [ -n "$found" ]; then
-    fail "Python 3.11 or newer is needed; found only$found. Install a newer one, or name it in CL_JAX_PYTHON."
+    fail "Python 3.11 or newer is needed; found only $found. Install a newer one, or name it in CL_JAX_PYTHON."
   fi
-  fail "Python is not installed (looked for python3, python3.13 ... python). Install Python 3.11 or newer."
+  fail "Python is not installed (looked for python3, python3.14 ... python). Install Python 3.11 or newer."
 }
 
-digest() { cat "$lock" "$root/pyproject.toml" "$root/launch/local.sh" | cksum | tr ' ' '-'; }
+# Which set-up a stamp stands for: the pinned packages, and where the checkout is (console scripts hold its path).
+state() { printf '%s:%s' "$(cat "$@" "$root/pyproject.toml" | cksum | tr ' ' '-')" "$root"; }
+stamped() { [ -x "$venv/bin/python" ] && [ -f "$1" ] && [ "$(cat "$1")" = "$(state "${@:2}")" ]; }
+have() { stamped "$venv/run.stamp" "$lock" && { [ "$1" = run ] || stamped "$venv/dev.stamp" "$lock" "$lock_dev"; }; }
 
-setup() {
-  # The stamp is written last: without the right one, whatever is in .venv is made anew.
-  if [ -f "$stamp" ] && [ "$(cat "$stamp")" = "$(digest):$root" ] && [ -x "$venv/bin/python" ]; then return; fi
-  local python held="$root/.venv.lock" log waited=0
-  python=$(find_python)
+hold() {
+  local waited=0
   until mkdir "$held" 2>/dev/null; do
-    # A set-up that was killed leaves its lock; after five minutes nobody is taken to hold it.
-    if [ "$waited" -ge 300 ]; then rmdir "$held" 2>/dev/null || true; continue; fi
-    [ "$waited" -gt 0 ] || echo "cl_jax: another set-up is under way, waiting" >&2
+    # A set-up that was killed leaves its lock; one on this machine is known dead by its process, any other by age.
+    if [ "$waited" -ge 600 ] || { [ "$(cat "$held/host" 2>/dev/null)" = "$(uname -n)" ] &&
+         ! kill -0 "$(cat "$held/pid" 2>/dev/null)" 2>/dev/null; }; then
+      rm -rf "$held"; continue
+    fi
+    [ -w "$root" ] || fail "$root is not writable, and .venv has to be made in it."
+    [ "$waited" -gt 0 ] || say "another set-up is under way (or was killed: $held), waiting"
     sleep 2; waited=$((waited + 2))
   done
-  trap 'rmdir "$root/.venv.lock" 2>/dev/null || true' EXIT
-  if [ -f "$stamp" ] && [ "$(cat "$stamp")" = "$(digest):$root" ]; then rmdir "$held"; trap - EXIT; return; fi
-  echo "cl_jax: setting up .venv with $(grep -c '==' "$lock") packages, once; a minute or two" >&2
-  rm -rf "$venv"
-  "$python" -m venv "$venv" || fail "python -m venv failed: install your system's package for it (Debian: python3-venv)"
-  log="$venv/setup.log"
-  if ! { "$venv/bin/python" -m pip install --disable-pip-version-check -r "$lock" &&
-         "$venv/bin/python" -m pip install --disable-pip-version-check --no-deps -e "$root"
-       } >"$log" 2>&1; then
-    tail -n 15 "$log" >&2
-    fail "installing failed (whole log: .venv/setup.log). Check the network and the disk, then run this again." 1
-  fi
-  printf '%s:%s' "$(digest)" "$root" >"$stamp"
-  rmdir "$held"; trap - EXIT
+  trap 'rm -rf "$held"' EXIT
+  printf '%s' "$$" >"$held/pid"; uname -n >"$held/host"
 }
 
-remake_lock() {
-  local python scratch
-  python=$(find_python); scratch=$(mktemp -d)
-  cp "$root/pyproject.toml" "$root/README.md" "$scratch"
-  mkdir "$scratch/cl_jax" && touch "$scratch/cl_jax/__init__.py" && cp "$root/LICENSE" "$scratch"
-  "$python" -m venv "$scratch/venv"
-  "$scratch/venv/bin/pip" install --quiet "$scratch[dev]"
-  { head -n 1 "$lock"; "$scratch/venv/bin/pip" freeze --exclude cl_jax; } >"$scratch/requirements.lock"
-  mv "$scratch/requirements.lock" "$lock"; rm -rf "$scratch"
+imported="jax, optax, orbax.checkpoint, sklearn.datasets, pyarrow.parquet, tyro, rich.progress, matplotlib.pyplot"
+
+# run: what experiments need. dev: also what tests and lint need. A stamp is written last: without the right one for
+# `run`, whatever is in .venv is made anew.
+setup() {
+  local kind=$1 python wanted=$lock log="$venv/setup.log"
+  if have "$kind"; then return; fi
+  python=$(find_python)
+  hold
+  if [ "$kind" = dev ]; then wanted=$lock_dev; fi
+  if ! have "$kind"; then
+    say "setting up .venv for $kind, once; less than a minute where the network is fast"
+    if ! have run; then
+      rm -rf "$venv"
+      "$python" -m venv "$venv" || fail "python -m venv failed: install your system's package for it (Debian: python3-venv)"
+    fi
+    rm -f "$venv/dev.stamp"
+    # Without --no-compile pip compiles every module of every package, which takes as long as the rest; the import
+    # compiles those that are used, and finds what does not work on this machine.
+    if ! { "$venv/bin/python" -m pip install --disable-pip-version-check --no-compile -r "$wanted" &&
+           "$venv/bin/python" -m pip install --disable-pip-version-check --no-deps -e "$root" &&
+           env -u PYTHONDONTWRITEBYTECODE JAX_PLATFORMS=cpu "$venv/bin/python" -c "import $imported"
+         } >"$log" 2>&1; then
+      tail -n 15 "$log" >&2
+      fail "installing failed (whole log: $log). Check the network and the disk, then run this again." 1
+    fi
+    state "$lock" >"$venv/run.stamp"
+    if [ "$kind" = dev ]; then state "$lock" "$lock_dev" >"$venv/dev.stamp"; fi
+  fi
+  rm -rf "$held"; trap - EXIT
 }
+
+# Both files have a sha256 of every distribution and markers for every platform and Python from 3.11 on.
+remake_lock() {
+  local python scratch made="by: bash launch/local.sh lock"
+  python=$(find_python); scratch=$(mktemp -d); trap 'rm -rf "$scratch"' EXIT
+  "$python" -m venv "$scratch/venv"
+  "$scratch/venv/bin/python" -m pip install --quiet --disable-pip-version-check uv
+  cp "$root/pyproject.toml" "$scratch"; cd "$scratch"
+  set -- venv/bin/uv pip compile --quiet --universal --python-version 3.11 --fork-strategy fewest --generate-hashes \
+    --no-emit-index-url --no-emit-find-links --no-header --no-annotate pyproject.toml
+  "$@" -o run.txt
+  "$@" --extra dev --constraints run.txt -o all.txt
+  { printf '# What cl_jax needs to run, pinned; made from pyproject.toml %s\n' "$made"; cat run.txt; } >run.lock
+  {
+    printf "# What tests and lint need on top; made from pyproject.toml's extra 'dev' %s\n" "$made"
+    printf -- '-r requirements.lock\n'
+    awk 'FNR == 1 { file++ } file == 1 { if (/==/) held[$1] = 1; next } /==/ { keep = !($1 in held) } keep' run.txt all.txt
+  } >dev.lock
+  mv run.lock "$lock"; mv dev.lock "$lock_dev"
+}
+
+# An experiment or a run that is not where the caller stands may be the checkout's own.
+in_checkout() { [ ! -e "$1" ] && { [ -f "$root/$1/config.py" ] || [ -f "$root/$1/results.parquet" ]; }; }
 
 command=${1:-help}
 [ $# -gt 0 ] && shift
 case "$command" in
   help|-h|--help) usage ;;
-  setup) setup ;;
+  setup) if [ "${1:-}" = --dev ]; then setup dev; else setup run; fi ;;
   lock) remake_lock ;;
   lint)
-    setup; cd "$root"
+    setup dev; cd "$root"
     "$venv/bin/ruff" check . && "$venv/bin/ruff" format --check . && "$venv/bin/basedpyright" ;;
   test)
-    setup; cd "$root"
+    setup dev; cd "$root"
     marks=()
     if [ "${1:-}" = --fast ]; then marks=(-m "not slow"); shift; fi
-    JAX_PLATFORMS=cpu exec "$venv/bin/python" -m pytest -n 2 --dist loadfile "${marks[@]}" "$@" ;;
-  *)
-    setup
-    # An experiment that is not where the caller stands may be the checkout's own.
-    if [ $# -gt 0 ] && [ ! -e "$1" ] && [ -e "$root/$1" ]; then set -- "$root/$1" "${@:2}"; fi
-    exec "$venv/bin/cl-jax" "$command" "$@" ;;
+    JAX_PLATFORMS=cpu exec "$venv/bin/python" -m pytest -n 2 --dist loadfile ${marks[@]+"${marks[@]}"} "$@" ;;
+  run|plan|report|list)
+    setup run
+    words=()
+    for word in "$@"; do
+      if in_checkout "$word"; then word="$root/$word"; fi
+      words+=("$word")
+    done
+    exec "$venv/bin/cl-jax" "$command" ${words[@]+"${words[@]}"} ;;
+  *) usage >&2; fail "unknown command '$command'; known: run, plan, report, list, test, lint, setup, lock" ;;
 esac
