@@ -37,7 +37,7 @@ def child(default_factory: Callable[..., Any]) -> Any:
     return dataclasses.field(default_factory=default_factory, metadata={"role": "child"})
 
 
-@dataclass_transform(kw_only_default=True, frozen_default=True, field_specifiers=(traced, static, child))
+@dataclass_transform(kw_only_default=True, frozen_default=True)  # whatever a field is set to is its default
 def config(cls: type[ConfigType]) -> type[ConfigType]:
     """Makes a class a frozen, keyword-only dataclass and a pytree, by the roles of its fields."""
     made: Any = dataclasses.dataclass(frozen=True, kw_only=True)(cls)

@@ -19,7 +19,7 @@ from cl_jax.experiment import Experiment, Mlp, Run, sweep
 from cl_jax.methods import Ewc, Replay
 from cl_jax.tasks import Permuted
 
-base = Run(stream=Permuted(num_tasks=6), model=Mlp(hidden=(20,)), steps=300, batch_size=16)
+base = Run(stream=Permuted(num_tasks=8), model=Mlp(hidden=(20,)), steps=2000, batch_size=16)
 both = replace(base, {"methods": {"ewc": Ewc(kind="sampled"), "replay": Replay(capacity=100)}})
 experiment = Experiment(
     name="killed",
@@ -58,7 +58,7 @@ def test_killed_at_ten_moments(tmp_path: Path) -> None:
         resumed += any(out.rglob("attempt-*/[1-9]"))
         process = start(experiment, out, log)
         try:
-            code = process.wait(moments.uniform(0.2, 1.0) * duration if kills < KILLS else 300)
+            code = process.wait(moments.uniform(0.3, 1.0) * duration if kills < KILLS else 300)
         except subprocess.TimeoutExpired:
             process.send_signal(signal.SIGKILL)
             process.wait()

@@ -9,7 +9,6 @@ import jax.numpy as jnp
 from cl_jax.errors import unknown
 from cl_jax.model import Model, Params
 
-
 INITIALIZATIONS = ("uniform", "he")
 
 
