@@ -1,6 +1,7 @@
 """The command line: call what was asked for, and say what went wrong. Nothing slow is imported before it is needed."""
 
 import contextlib
+import logging
 import os
 import shlex
 import signal
@@ -89,6 +90,8 @@ def _call(command: options.Run | options.Plan | options.Report | options.List) -
             steps=command.steps, width=command.width,
         )  # fmt: skip
         if isinstance(command, options.Run):
+            # Orbax logs with a traceback what its threads raise, which also reaches us as an error.
+            logging.getLogger("absl").setLevel(logging.CRITICAL)
             runner.run(job, quiet=command.quiet)
             _report(out, "terminal", quiet=command.quiet)
         else:
@@ -144,3 +147,7 @@ def _what(part: Any) -> str:
     own = part.__doc__ or ""
     text = (sys.modules[part.__module__].__doc__ or "") if own.startswith("See ") else own
     return " ".join(text.strip().partition("\n\n")[0].split())
+
+
+if __name__ == "__main__":
+    main()

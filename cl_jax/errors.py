@@ -1,6 +1,8 @@
 """The one kind of error that is the user's to mend: one message, no traceback, exit code 2."""
 
 import difflib
+import os
+import re
 from collections.abc import Iterable
 
 
@@ -21,3 +23,18 @@ def unknown(kind: str, name: object, known: Iterable[str]) -> UserError:
     """`unknown method 'ewk'; known: ewc, l2. Did you mean 'ewc'?`"""
     known = sorted(known)
     return UserError(f"unknown {kind} {name!r}; known: {', '.join(known) or 'none'}.{did_you_mean(name, known)}")
+
+
+def disk_error(error: BaseException) -> str | None:
+    """What the operating system said, if that is what an error is about; None: it is about something else.
+
+    TensorStore, which writes Orbax's arrays, raises ValueError and gives the system's number in its message.
+    """
+    if isinstance(error, OSError):
+        return str(error)
+    came_from: BaseException | None = error
+    while came_from is not None:
+        if number := re.search(r"os_error_code='(\d+)'", str(came_from)):
+            return os.strerror(int(number[1]))
+        came_from = came_from.__cause__ or came_from.__context__
+    return None

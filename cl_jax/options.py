@@ -122,7 +122,7 @@ def _check_words(words: Sequence[str]) -> None:
     rest, placed = list(words[1:]), []
     while rest:
         word = rest.pop(0)
-        if not word.startswith("--"):
+        if not word.startswith("-") or word == "-":
             placed.append(word)
             continue
         name, given, value = word.partition("=")
@@ -132,6 +132,8 @@ def _check_words(words: Sequence[str]) -> None:
             raise UserError(f"unknown option {name!r} of {words[0]}; {allowed}.{hint} {help_}")
         field = options[name.replace("_", "-")]
         if isinstance(field.default, bool):
+            if given:
+                raise UserError(f"{name}: takes no value, was given {value!r}. {help_}")
             continue
         if not given:
             value = rest.pop(0) if rest else ""

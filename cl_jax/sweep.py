@@ -14,7 +14,7 @@ import numpy as np
 from cl_jax.checkpoint import Checkpoints
 from cl_jax.compiled import Programs, stack
 from cl_jax.data import Data
-from cl_jax.errors import UserError
+from cl_jax.errors import UserError, disk_error
 from cl_jax.evaluate import EVALUATED, METRICS
 from cl_jax.plan import Shard, begin
 from cl_jax.results import read_json, read_shard, write_atomically, write_json
@@ -47,9 +47,12 @@ def run_shard(shard: Shard, data: Data, progress: Progress, programs: Programs) 
         return
     try:
         _run(shard, data, progress, programs)
-    except OSError as error:
+    except Exception as error:
+        reason = disk_error(error)
+        if reason is None:
+            raise
         raise UserError(
-            f"{shard.folder}: cannot write ({error}); committed tasks are safe: make room and run again"
+            f"{shard.folder}: cannot write ({reason}); committed tasks are safe: make room and run again"
         ) from error
 
 
