@@ -1,0 +1,60 @@
+"""Continual learning in JAX: measures forgetting and what reduces it.
+
+The parts for one's own training loop stand here by name, as in optax: `cl_jax.ewc`, `cl_jax.replay`, `cl_jax.chain`.
+They are imported when first used, so that the command line starts without JAX.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from cl_jax import buffer as buffer
+    from cl_jax import metrics as metrics
+    from cl_jax import train as train
+    from cl_jax.adapters.adapter import Adapter as Adapter
+    from cl_jax.adapters.freeze import freeze as freeze
+    from cl_jax.adapters.lora import lora as lora
+    from cl_jax.batch import Batch as Batch
+    from cl_jax.batch import Task as Task
+    from cl_jax.batch import whole_task as whole_task
+    from cl_jax.fisher import diagonal_fisher as diagonal_fisher
+    from cl_jax.losses import task_loss as task_loss
+    from cl_jax.method import Method as Method
+    from cl_jax.method import StepInfo as StepInfo
+    from cl_jax.method import chain as chain
+    from cl_jax.methods.ewc import ewc as ewc
+    from cl_jax.methods.l2 import l2 as l2
+    from cl_jax.methods.replay import replay as replay
+    from cl_jax.model import Model as Model
+    from cl_jax.model import linen as linen
+    from cl_jax.model import nnx as nnx
+    from cl_jax.models.mlp import mlp as mlp
+
+_MODULES = ("buffer", "metrics", "train")
+_HOMES = {
+    "adapters.adapter": ("Adapter",),
+    "adapters.freeze": ("freeze",),
+    "adapters.lora": ("lora",),
+    "batch": ("Batch", "Task", "whole_task"),
+    "fisher": ("diagonal_fisher",),
+    "losses": ("task_loss",),
+    "method": ("Method", "StepInfo", "chain"),
+    "methods.ewc": ("ewc",),
+    "methods.l2": ("l2",),
+    "methods.replay": ("replay",),
+    "model": ("Model", "linen", "nnx"),
+    "models.mlp": ("mlp",),
+}
+_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _MODULES:
+        return importlib.import_module(f"cl_jax.{name}")
+    if name in _HOME_OF:
+        return getattr(importlib.import_module(f"cl_jax.{_HOME_OF[name]}"), name)
+    raise AttributeError(f"module 'cl_jax' has no attribute {name!r}; it has {', '.join(__dir__())}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*_MODULES, *_HOME_OF])
