@@ -5,7 +5,9 @@ it. So each attempt writes its own folder, each step carries a sha256 of its arr
 step of any attempt that restores and matches, saying which it refused and why.
 """
 
+import errno
 import hashlib
+import os
 import shutil
 import threading
 import uuid
@@ -17,6 +19,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
+SPARE_BYTES = 2**20  # what a checkpoint takes beside its arrays, generously
 KEPT_STEPS = 2  # the newest, and one to walk back to
 # Orbax numbers a process's saves by one global counter: two that start at once wait for each other's folders, and one
 # then writes before its folder is there. So saves start one by one, each after its folders are made.
@@ -60,7 +63,16 @@ class Checkpoints:
         return None
 
     def save(self, step: int, state: Any) -> None:
-        """Starts writing in the background; `wait` says when it is safe."""
+        """Starts writing in the background; `wait` says when it is safe.
+
+        Raises:
+            OSError: the disk has no room for it. Asked beforehand, because TensorStore prints a page for each array
+                whose writing fails.
+        """
+        self._folder.mkdir(parents=True, exist_ok=True)
+        needed = sum(leaf.nbytes for leaf in jax.tree.leaves(state)) + SPARE_BYTES
+        if shutil.disk_usage(self._folder).free < needed:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self._folder))
         if self._manager is None:
             options = ocp.CheckpointManagerOptions(
                 max_to_keep=KEPT_STEPS,

@@ -90,12 +90,20 @@ def _call(command: options.Run | options.Plan | options.Report | options.List) -
             steps=command.steps, width=command.width,
         )  # fmt: skip
         if isinstance(command, options.Run):
-            # Orbax logs with a traceback what its threads raise, which also reaches us as an error.
-            logging.getLogger("absl").setLevel(logging.CRITICAL)
+            # Orbax and asyncio log with a traceback what Orbax's threads raise, which also reaches us as an error.
+            for name in ("absl", "asyncio"):
+                logging.getLogger(name).setLevel(logging.CRITICAL)
+            sys.unraisablehook = _tell_unraisable
             runner.run(job, quiet=command.quiet)
             _report(out, "terminal", quiet=command.quiet)
         else:
             runner.describe(job)
+
+
+def _tell_unraisable(found: Any) -> None:
+    # TensorStore tells a reader or writer that failed of each array it had begun, after its event loop is closed.
+    if not (isinstance(found.exc_value, RuntimeError) and str(found.exc_value) == "Event loop is closed"):
+        sys.__unraisablehook__(found)
 
 
 def _data_name(data: str | None) -> str | None:
