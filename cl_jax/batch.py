@@ -27,7 +27,7 @@ class Task(NamedTuple):
     """The training set of the task just finished, as methods see it at its boundary.
 
     `examples` is whatever the method's `render` turns into a `Batch`: in the sweep engine references, in a user's
-    own loop a `Batch` itself. Padded with invalid rows so that tasks of different sizes share one shape.
+    own loop a `Batch` itself. The valid rows come first; invalid ones pad tasks of different sizes to one shape.
     """
 
     number: jax.Array  # int32 (), from 0

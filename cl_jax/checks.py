@@ -137,7 +137,7 @@ def check_run(run: Run, data: Data, where: str) -> None:
         run.adapter.check(jax.eval_shape(model.init, jax.random.key(0), images))
         _check_methods(run, view, data)
         _check_proximal(run)
-        jax.eval_shape(lambda seed: program.make_world(program.world_of(run), seed, data), jnp.zeros((), jnp.int32))
+        program.state_bytes(run, data)  # traces what makes the first state, so that its own complaints come now
     except UserError as error:
         raise UserError(f"{where}: {error}") from error
 

@@ -5,6 +5,7 @@ traced run, so a strength may be a tracer in its closure.
 """
 
 import dataclasses
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -95,14 +96,15 @@ def init(run: Run, seed: jax.Array, curriculum: Curriculum, params: Params, data
     return train.init(learner, stream_key(key, "init"), batch, params)
 
 
+def first_state(run: Run, seed: jax.Array, data: Data) -> train.TrainState:
+    """`init` in a world of its own."""
+    world = make_world(world_of(run), seed, data)
+    return init(run, seed, world.curriculum, world.params, data)
+
+
 def state_bytes(run: Run, data: Data) -> int:
     """What one member's training state takes on the device; nothing is computed for it."""
-
-    def first_state(seed: jax.Array) -> train.TrainState:
-        world = make_world(world_of(run), seed, data)
-        return init(run, seed, world.curriculum, world.params, data)
-
-    leaves = jax.tree.leaves(jax.eval_shape(first_state, jnp.zeros((), jnp.int32)))
+    leaves = jax.tree.leaves(jax.eval_shape(partial(first_state, run, data=data), jnp.int32(0)))
     return sum(leaf.size * leaf.dtype.itemsize for leaf in leaves)
 
 

@@ -77,7 +77,8 @@ def train_step(
 
     g = d/dtheta [task_loss(theta, batch) + penalty(theta)] at the effective parameters theta, changed by the methods'
     projections, pulled back through the adapter; trainable += learning_rate * optimizer(g); then proximal steps. A
-    step whose task loss is not finite or above `LARGEST_LOSS` nats changes nothing, and sets `diverged` for good.
+    step whose task loss or penalty is not finite, or whose task loss is above `LARGEST_LOSS` nats, changes nothing, and
+    sets `diverged` for good.
 
     Args:
         key: for this step alone.
@@ -106,7 +107,8 @@ def train_step(
 
     info = StepInfo(incoming, batch, task_gradient, params, adapter.effective(state.base, trainable))
     method_state = method.after_step(stream_key(key, "after_step"), state.method, info)
-    diverged = state.diverged | ~(jnp.isfinite(loss) & (loss < LARGEST_LOSS))
+    # A large penalty alone is no divergence: strengths of 1e13 are swept, and Adam bears them.
+    diverged = state.diverged | ~(jnp.isfinite(loss + penalty) & (loss < LARGEST_LOSS))
     new = TrainState(state.base, trainable, optimizer_state, method_state, diverged)
     kept = jax.tree.map(lambda old, fresh: jnp.where(diverged, old, fresh), state._replace(diverged=diverged), new)
     return kept, StepMetrics(loss, penalty)
@@ -115,7 +117,12 @@ def train_step(
 def end_task(
     learner: Learner, key: jax.Array, state: TrainState, task: Task, *, reset_optimizer: bool = False
 ) -> TrainState:
-    """The boundary: methods consolidate, the adapter merges, the optimizer is reset if asked."""
+    """The boundary: methods consolidate, the adapter merges, the optimizer is reset if asked.
+
+    A member whose last step left parameters that are not finite is flagged as diverged, and nothing else changes.
+    """
+    finite = jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(effective(learner, state))])
+    state = state._replace(diverged=state.diverged | ~jnp.all(finite))
     method_state = learner.method.end_task(stream_key(key, "method"), state.method, effective(learner, state), task)
     base, trainable = learner.adapter.end_task(stream_key(key, "adapter"), state.base, state.trainable)
     optimizer_state = learner.optimizer.init(trainable) if reset_optimizer else state.optimizer
