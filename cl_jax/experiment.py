@@ -107,8 +107,10 @@ def sweep(label: str, run: Run, axes: Mapping[str, Sequence[Any]] | None = None)
 
 
 def stream_label(run: Run) -> str:
-    """`permuted-digits/domain`."""
-    return f"{type(run.stream).__name__.lower()}-{run.data.partition(':')[2] or run.data}/{run.scenario}"
+    """`permuted-digits/domain`; of a folder of files its last name, of a TFDS set its name."""
+    kind, _, rest = run.data.partition(":")
+    data = Path(rest).name if kind == "idx" else rest
+    return f"{type(run.stream).__name__.lower()}-{data or kind}/{run.scenario}"
 
 
 def members(experiment: Experiment, data_sha256: Mapping[str, str]) -> list[Member]:
