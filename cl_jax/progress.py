@@ -46,6 +46,11 @@ class Bar:
     def compiling(self, shard: Shard) -> None:
         self._show(f"compiling {shard.members[0].entry.label} ({len(shard.members)} members)", force=True)
 
+    def restored(self, member_steps: int) -> None:
+        """Steps that an earlier run trained: done, and nothing to reckon the speed by."""
+        with self._lock:
+            self._done += member_steps
+
     def advanced(self, shard: Shard, task: int, member_steps: int) -> None:
         label, run = shard.members[0].entry.label, shard.members[0].entry.run
         with self._lock:
@@ -67,7 +72,7 @@ class Bar:
             if self._live:
                 self._bar.update(self._task, description=text, completed=self._done, rate=shown)
             elif not self._quiet and (force or now - self._last_line > LOG_SECONDS):
-                left = (self._total - self._done) / rate if rate else 0.0
+                left = f"  {shown}  {(self._total - self._done) / rate:.0f} s left" if rate else ""
                 share = 100 * self._done / self._total
-                print(f"{share:3.0f}%  {text}  {shown}  {left:.0f} s left", file=sys.stderr, flush=True)
+                print(f"{share:3.0f}%  {text}{left}", file=sys.stderr, flush=True)
                 self._last_line = now

@@ -27,6 +27,7 @@ class Progress(Protocol):
     """Where a shard reports to."""
 
     def compiling(self, shard: Shard) -> None: ...
+    def restored(self, member_steps: int) -> None: ...
     def advanced(self, shard: Shard, task: int, member_steps: int) -> None: ...
     def say(self, message: str) -> None: ...
 
@@ -83,7 +84,7 @@ def _run(shard: Shard, data: Data, progress: Progress, programs: Programs) -> No
             record = np.array(kept["record"])
             progress.say(f"{shard.folder.name}: continues after task {first} of {num_tasks}")
         chunk = chunk_steps(run.steps)
-        progress.advanced(shard, first, first * run.steps * count)
+        progress.restored(first * run.steps * count)
         pending: tuple[int, np.ndarray, np.ndarray] | None = None
         for task in range(first, num_tasks):
             for step in range(0, run.steps, chunk):

@@ -8,5 +8,7 @@ os.environ.setdefault("MPLBACKEND", "Agg")
 import jax
 
 jax.config.update("jax_num_cpu_devices", 8)
+# Most of the suite's time is compiling. What starts a process of its own (kill -9, signals) compiles as users do.
+jax.config.update("jax_disable_most_optimizations", True)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "strict")

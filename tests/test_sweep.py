@@ -25,6 +25,7 @@ BASE = Run(
 EWC = replace(BASE, {"methods": {"ewc": Ewc(anchors="online")}})
 BOTH = replace(BASE, {"methods": {"ewc": Ewc(anchors="online"), "replay": Replay(capacity=30)}})
 TRACED: list[str] = []
+LIVE: list[int] = []  # copies of the data set on the device before and after the 64 members
 PROGRAMS = Programs(TRACED.append)  # shared, so that no test compiles what another one did
 
 
@@ -37,8 +38,11 @@ class Silent:
     def compiling(self, shard: plan.Shard) -> None:
         pass
 
+    def restored(self, member_steps: int) -> None:
+        pass
+
     def advanced(self, shard: plan.Shard, task: int, member_steps: int) -> None:
-        if task == self.stop_at_task and member_steps:
+        if task == self.stop_at_task:
             raise KeyboardInterrupt
 
     def say(self, message: str) -> None:
@@ -75,6 +79,11 @@ def run_all(shards: list[plan.Shard], data: Data, **progress: Any) -> Silent:
     return said
 
 
+def images_on_the_device(data: Data) -> int:
+    """Copies of the data set, those of other tests of this process included."""
+    return sum(array.shape == data.images.shape for array in jax.live_arrays())
+
+
 STRENGTHS = {"methods.ewc.strength": [0.0, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1e3]}
 
 
@@ -85,7 +94,9 @@ def finished(data: Data, tmp_path_factory: pytest.TempPathFactory) -> tuple[list
     entries += entries_of("ewc at another rate", replace(EWC, {"optimizer.learning_rate": 0.1}), STRENGTHS)[:6]
     shards = shards_of(tmp_path_factory.mktemp("sweep"), entries, seeds=4)
     TRACED.clear()
+    LIVE.append(images_on_the_device(data))
     run_all(shards, data)
+    LIVE.append(images_on_the_device(data))
     return shards, list(TRACED)
 
 
@@ -146,8 +157,9 @@ def test_the_data_is_held_once(data: Data) -> None:
     assert used[64] - used[1] < 63 * held / 2
 
 
-def test_one_array_of_images_lives_on_the_device(finished: tuple[list[plan.Shard], list[str]], data: Data) -> None:
-    assert sum(array.shape == data.images.shape for array in jax.live_arrays()) == 1
+def test_one_array_of_images_lives_on_the_device(finished: tuple[list[plan.Shard], list[str]]) -> None:
+    before, after = LIVE
+    assert before == after >= 1
 
 
 @pytest.mark.parametrize("task", [0, 1, 2])
