@@ -14,6 +14,7 @@ from cl_jax.model import Model, Params
 
 # Cross-entropy at chance is ln C; ten thousand nats can only be a diverging run, long before float32 overflows.
 LARGEST_LOSS = 1e4
+LARGEST_WEIGHT = 1e8  # no network of this kind computes anything with such a weight
 
 
 class Learner(NamedTuple):
@@ -77,8 +78,7 @@ def train_step(
 
     g = d/dtheta [task_loss(theta, batch) + penalty(theta)] at the effective parameters theta, changed by the methods'
     projections, pulled back through the adapter; trainable += learning_rate * optimizer(g); then proximal steps. A
-    step whose task loss or penalty is not finite, or whose task loss is above `LARGEST_LOSS` nats, changes nothing, and
-    sets `diverged` for good.
+    step whose task loss is not finite or above `LARGEST_LOSS` nats changes nothing, and sets `diverged` for good.
 
     Args:
         key: for this step alone.
@@ -107,8 +107,9 @@ def train_step(
 
     info = StepInfo(incoming, batch, task_gradient, params, adapter.effective(state.base, trainable))
     method_state = method.after_step(stream_key(key, "after_step"), state.method, info)
-    # A large penalty alone is no divergence: strengths of 1e13 are swept, and Adam bears them.
-    diverged = state.diverged | ~(jnp.isfinite(loss + penalty) & (loss < LARGEST_LOSS))
+    # Not the penalty: it may be large for good (strengths of 1e13 are swept, and Adam bears them), and where nobody
+    # reads its value only its gradient is computed.
+    diverged = state.diverged | ~(jnp.isfinite(loss) & (loss < LARGEST_LOSS))
     new = TrainState(state.base, trainable, optimizer_state, method_state, diverged)
     kept = jax.tree.map(lambda old, fresh: jnp.where(diverged, old, fresh), state._replace(diverged=diverged), new)
     return kept, StepMetrics(loss, penalty)
@@ -119,10 +120,11 @@ def end_task(
 ) -> TrainState:
     """The boundary: methods consolidate, the adapter merges, the optimizer is reset if asked.
 
-    A member whose last step left parameters that are not finite is flagged as diverged, and nothing else changes.
+    No later step shows what the last one did: a member that it left with a parameter that is not finite or above
+    `LARGEST_WEIGHT` is flagged as diverged here, and nothing else changes.
     """
-    finite = jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(effective(learner, state))])
-    state = state._replace(diverged=state.diverged | ~jnp.all(finite))
+    sound = [jnp.all(jnp.abs(leaf) < LARGEST_WEIGHT) for leaf in jax.tree.leaves(effective(learner, state))]
+    state = state._replace(diverged=state.diverged | ~jnp.all(jnp.stack(sound)))
     method_state = learner.method.end_task(stream_key(key, "method"), state.method, effective(learner, state), task)
     base, trainable = learner.adapter.end_task(stream_key(key, "adapter"), state.base, state.trainable)
     optimizer_state = learner.optimizer.init(trainable) if reset_optimizer else state.optimizer

@@ -106,7 +106,7 @@ remake_lock() {
   "$scratch/venv/bin/python" -m pip install --quiet --disable-pip-version-check uv
   cp "$root/pyproject.toml" "$scratch"; cd "$scratch"
   set -- venv/bin/uv pip compile --quiet --universal --python-version 3.11 --fork-strategy fewest --generate-hashes \
-    --no-emit-index-url --no-emit-find-links --no-header --no-annotate pyproject.toml
+    --no-header --no-annotate pyproject.toml
   "$@" -o run.txt
   "$@" --extra dev --constraints run.txt -o all.txt
   { printf '# What cl_jax needs to run, pinned; made from pyproject.toml %s\n' "$made"; cat run.txt; } >run.lock

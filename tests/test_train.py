@@ -247,3 +247,14 @@ def test_contradictory_tasks_are_forgotten_unless_held():
     held = accuracy_matrix(ewc(MODEL, 1e6, proximal=True), tasks)
     np.testing.assert_array_equal(held, [[1, 0], [1, 0]])
     assert metrics.forgetting(held) == 0
+
+
+@pytest.mark.parametrize("weight", [jnp.nan, jnp.inf, 1e30])
+def test_what_the_last_step_ruined_is_flagged_at_the_boundary(weight):
+    learner, batch = train.Learner(MODEL, build("momentum"), l2(1.0)), examples()
+    state, _ = run(learner, train.init(learner, KEY, batch), batch, 0.1, 2)
+    assert not bool(train.end_task(learner, KEY, state, task_of(batch)).diverged)
+    ruined = state._replace(trainable=jax.tree.map(lambda leaf: leaf.at[0].set(weight), state.trainable))
+    after = train.end_task(learner, KEY, ruined, task_of(batch))
+    assert bool(after.diverged)
+    chex.assert_trees_all_equal(after._replace(diverged=state.diverged), ruined)
