@@ -1,8 +1,8 @@
 """Orbax checkpoints at task boundaries, with a digest of their own and one directory per attempt.
 
 Orbax keeps no checksum of what it wrote and does not fall back past a torn step; two writers on one directory destroy
-it. So each attempt writes its own folder, each step carries a sha256 of its arrays, and restoring takes the newest
-step of any attempt that restores and matches, saying which it refused and why.
+it. So each attempt writes its own folder, each step carries a sha256 of its arrays and the version of the code, and
+restoring takes the newest step of any attempt that restores and matches, saying which it refused and why.
 """
 
 import errno
@@ -18,6 +18,8 @@ from typing import Any
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+
+from cl_jax.provenance import code_version
 
 SPARE_BYTES = 2**20  # what a checkpoint takes beside its arrays, generously
 KEPT_STEPS = 2  # the newest, and one to walk back to
@@ -53,12 +55,15 @@ class Checkpoints:
                 with ocp.CheckpointManager(attempt, options=ocp.CheckpointManagerOptions(read_only=True)) as manager:
                     parts = ocp.args.Composite(state=ocp.args.StandardRestore(like), note=ocp.args.JsonRestore())
                     read = manager.restore(step, args=parts)
-                if digest(read["state"]) != read["note"]["sha256"]:
+                note = read["note"]
+                if digest(read["state"]) != note["sha256"] or note["tasks"] != step:
                     raise ValueError("its content does not match its sha256")
             except Exception as error:  # whatever a torn file makes a reader raise, the older step is the answer
                 reason = str(error).strip().splitlines()[0][:160] if str(error).strip() else type(error).__name__
                 self._say(f"checkpoint {attempt.name}/{step} refused ({reason}); trying an older one")
                 continue
+            if note["code"] != code_version():
+                self._say(f"checkpoint {attempt.name}/{step} is by cl_jax {note['code']}, this is {code_version()}")
             return step, read["state"]
         return None
 
@@ -83,9 +88,8 @@ class Checkpoints:
             self._manager = ocp.CheckpointManager(self._folder / f"attempt-{uuid.uuid4().hex[:12]}", options=options)
         # The next chunk is free to reuse (donate) the device buffers: hand over a copy.
         state = jax.tree.map(lambda leaf: np.array(leaf, copy=True), state)
-        parts = ocp.args.Composite(
-            state=ocp.args.StandardSave(state), note=ocp.args.JsonSave({"sha256": digest(state), "tasks": step})
-        )
+        note = {"sha256": digest(state), "tasks": step, "code": code_version()}
+        parts = ocp.args.Composite(state=ocp.args.StandardSave(state), note=ocp.args.JsonSave(note))
         with _STARTING:
             self._manager.save(step, args=parts)
 

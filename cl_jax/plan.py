@@ -9,7 +9,7 @@ from pathlib import Path
 import jax
 
 from cl_jax.errors import UserError
-from cl_jax.experiment import Member
+from cl_jax.experiment import Member, hyper_parameters
 from cl_jax.results import read_shard, write_json
 
 # Until each device measures its own: members side by side on a CPU share its cache or slow each other down, an
@@ -109,5 +109,13 @@ def begin(shard: Shard) -> None:
     """Records a shard before its first step."""
     file = shard.folder / "shard.json"
     if not file.exists():
-        names = [member.id for member in shard.members]
-        write_json(file, {"members": names, "group": group_name(shard.members[0]), "width": shard.width})
+        about = {
+            "members": [member.id for member in shard.members],
+            "group": group_name(shard.members[0]),
+            "width": shard.width,
+            "configurations": [
+                {"method": member.entry.label, "seed": member.seed, **hyper_parameters(member.entry.run)}
+                for member in shard.members
+            ],
+        }
+        write_json(file, about)

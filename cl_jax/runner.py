@@ -3,19 +3,15 @@
 import contextlib
 import dataclasses
 import os
-import platform
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import jax
 
-from cl_jax import compiled, plan, program, results, sources, sweep
+from cl_jax import compiled, plan, program, provenance, results, sources, sweep
 from cl_jax.checks import check_experiment, check_runs
 from cl_jax.config import LARGEST_INT
 from cl_jax.data import Data, split_source
@@ -115,7 +111,7 @@ def run(job: Job, *, quiet: bool = False, parallel: int | None = None) -> None:
     total = sum(len(s.members) * s.members[0].entry.run.steps * s.members[0].entry.run.stream.num_tasks for s in todo)
     began, programs = time.monotonic(), compiled.Programs()
     if todo or not (job.out / "environment.json").is_file():
-        results.write_json(job.out / "environment.json", environment(job))
+        results.write_json(job.out / "environment.json", _environment(job))
     try:
         with Bar(total, quiet=quiet) as bar:
             if len(todo) < sum(1 for _ in job.shards):
@@ -141,7 +137,7 @@ def run(job: Job, *, quiet: bool = False, parallel: int | None = None) -> None:
     if todo:
         seconds = time.monotonic() - began
         speed = {"seconds": round(seconds, 1), "member_steps": total, "member_steps_per_second": round(total / seconds)}
-        results.write_json(job.out / "environment.json", {**environment(job), "last_run": speed})
+        results.write_json(job.out / "environment.json", {**_environment(job), "last_run": speed})
 
 
 def gather(job: Job) -> None:
@@ -155,32 +151,9 @@ def gather(job: Job) -> None:
         results.write_table(job.out / results.RESULTS, table_rows)
 
 
-def _commit() -> str | None:
-    """Commit of the checkout that this package runs from, `+` for one with changes; None for an installed one."""
-    checkout = Path(__file__).parent.parent
-    if not (checkout / ".git").exists():
-        return None
-    git = ["git", "-C", str(checkout)]
-    try:
-        head = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, timeout=5, check=True)
-        changes = subprocess.run([*git, "status", "--porcelain"], capture_output=True, text=True, timeout=5, check=True)
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return head.stdout.strip() + "+" * bool(changes.stdout.strip())
-
-
-def environment(job: Job) -> dict[str, Any]:
-    """Versions, device and plan: what a result depends on besides its configuration."""
-    device = jax.devices()[0]
-    packages = ("cl_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
+def _environment(job: Job) -> dict[str, Any]:
     return {
-        "versions": {name: metadata.version(name) for name in packages},
-        "python": platform.python_version(),
-        "device": {"platform": device.platform, "kind": device.device_kind, "count": jax.device_count()},
-        "matmul_precision": jax.config.values["jax_default_matmul_precision"] or "default",
-        "flags": {name: os.environ[name] for name in ("XLA_FLAGS", "JAX_PLATFORMS") if name in os.environ},
-        "commit": _commit(),
-        "command": " ".join(["cl-jax", *sys.argv[1:]]),
+        **provenance.environment(),
         "width": {shard.folder.name: shard.width for shard in job.shards},
         "data_sha256": {name: data.sha256 for (name, _), data in job.data.items()},
     }

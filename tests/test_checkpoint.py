@@ -10,7 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from cl_jax import checkpoint
 from cl_jax.checkpoint import Checkpoints, digest
+from cl_jax.provenance import code_version
 
 
 def state(step: int) -> dict[str, Any]:
@@ -141,3 +143,11 @@ def test_the_digest_sees_path_shape_dtype_and_bytes() -> None:
     ]
     assert len({digest(tree) for tree in (base, *others)}) == 5
     assert digest(base) == digest({"b": np.int32(1), "a": np.asfortranarray(np.zeros((2, 3), np.float32))})
+
+
+def test_another_code_version_is_used_and_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    saved(tmp_path, 1)
+    monkeypatch.setattr(checkpoint, "code_version", lambda: "0.2.0 abc")
+    step, said = restored(tmp_path)
+    assert step == 1
+    assert len(said) == 1 and "0.2.0 abc" in said[0] and code_version() in said[0]
