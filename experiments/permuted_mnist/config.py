@@ -24,8 +24,8 @@ experiment = Experiment(
     description="Ten permutations of MNIST, one after another: fine-tuning, L2 to the anchor, EWC.",
     entries=(
         *sweep("finetune", base),
-        *sweep("l2", l2, {"methods.l2.strength": [1e-2, 1e-1, 1.0]}),
-        *sweep("ewc", ewc, {"methods.ewc.strength": [10.0, 100.0, 1e3, 1e4]}),
+        *sweep("l2", l2, {"methods.l2.strength": [1e-3, 1e-2, 1e-1, 1.0]}),
+        *sweep("ewc", ewc, {"methods.ewc.strength": [0.1, 1.0, 10.0, 100.0, 1e3, 1e4]}),
         *sweep("joint", replace(base, {"exposure": "seen"})),
     ),
     seeds=(0, 1, 2),
