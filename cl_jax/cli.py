@@ -95,7 +95,7 @@ def _call(command: options.Run | options.Plan | options.Report | options.List) -
                 logging.getLogger(name).setLevel(logging.CRITICAL)
             sys.unraisablehook = _tell_unraisable
             runner.run(job, quiet=command.quiet)
-            _report(out, "terminal", quiet=command.quiet)
+            _report(out, "terminal", quiet=command.quiet, again=False)
         else:
             runner.describe(job)
 
@@ -117,7 +117,8 @@ def _data_name(data: str | None) -> str | None:
     return data
 
 
-def _report(out: Path, format: str, quiet: bool = False) -> None:
+def _report(out: Path, format: str, *, quiet: bool = False, again: bool = True) -> None:
+    """Prints the summary and writes the page; unless `again`, one that is newer than the results stays."""
     from cl_jax import report, results
 
     table = results.read_table(out)
@@ -125,9 +126,11 @@ def _report(out: Path, format: str, quiet: bool = False) -> None:
     environment = results.read_json(out / "environment.json", {"versions": dict, "device": dict})
     if not quiet:
         print(report.render_table(report.summary(table), format))
-    report.write_report(table, environment, experiment, out / "report")
+    page = out / "report" / "report.html"
+    if again or not page.is_file() or page.stat().st_mtime < (out / results.RESULTS).stat().st_mtime:
+        report.write_report(table, environment, experiment, page.parent)
     if not quiet and format == "terminal":
-        print(f"report: {out / 'report' / 'report.html'}")
+        print(f"report: {page}")
 
 
 def _list() -> None:

@@ -159,7 +159,9 @@ def write_table(path: Path, table_rows: Sequence[dict[str, Any]]) -> None:
     table = table.sort_by([(key, "ascending") for key in keys])
     sink = pa.BufferOutputStream()
     pq.write_table(table, sink, compression="zstd")
-    write_atomically(path, sink.getvalue().to_pybytes())
+    content = sink.getvalue().to_pybytes()
+    if not path.is_file() or path.read_bytes() != content:  # so that its time tells whether a report is of it
+        write_atomically(path, content)
 
 
 def _one_type(values: list[Any]) -> tuple[list[Any], pa.DataType]:

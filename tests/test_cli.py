@@ -144,12 +144,16 @@ def wait_for(process: subprocess.Popen[str], text: str) -> str:
 def test_signals_stop_it_and_the_same_command_goes_on(
     tmp_path: Path, number: signal.Signals, code: int, moment: str
 ) -> None:
-    # Lines come at most every ten seconds, so that training has to take long enough to be caught in task 2.
-    steps = 10 if moment == "compiling" else 400_000
+    steps = 10 if moment == "compiling" else 400_000  # seconds a task
     experiment, out = write_experiment(tmp_path / "x", steps), tmp_path / "out"
     process = subprocess.Popen(command(experiment, out), stderr=subprocess.PIPE, text=True)
-    wait_for(process, moment)
-    time.sleep(0.3)
+    if moment == "compiling":
+        wait_for(process, moment)
+        time.sleep(0.3)
+    else:
+        while not any(out.rglob("attempt-*/1")):  # the checkpoint after task 1
+            assert process.poll() is None
+            time.sleep(0.05)
     process.send_signal(number)
     sent = time.monotonic()
     _, rest = process.communicate(timeout=60)

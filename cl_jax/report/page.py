@@ -47,23 +47,27 @@ def write_report(
     folder: str | Path,
     num_tasks: Mapping[str, int] | None = None,
 ) -> list[Path]:
-    """Writes report.html, summary.csv, summary.md and figures/*.svg, pdf, png; returns the paths, the page first."""
+    """Writes report.html, summary.csv, summary.md and figures/*.svg, pdf, png; returns the paths, the page first.
+
+    The page is written last: where it is, all of the report is.
+    """
     from cl_jax.report.figures import write_figures  # matplotlib takes its time, and a page needs none of it
 
     folder = Path(folder)
     (folder / "figures").mkdir(parents=True, exist_ok=True)
     streams = read(table, num_tasks)
     rows = summarize(streams)
+    paths = []
+    for stream, name in zip(streams, file_names([stream.label for stream in streams]), strict=True):
+        paths += write_figures(stream, folder / "figures", name)
     texts = {
-        "report.html": page(streams, environment, experiment),
         "summary.csv": render_table(rows, "csv"),
         "summary.md": render_table(rows, "markdown"),
+        "report.html": page(streams, environment, experiment),
     }
     for name, content in texts.items():
         _write(folder / name, content)
-    paths = [folder / name for name in texts]
-    for stream, name in zip(streams, file_names([stream.label for stream in streams]), strict=True):
-        paths += write_figures(stream, folder / "figures", name)
+        paths.insert(0, folder / name)
     return paths
 
 
