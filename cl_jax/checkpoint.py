@@ -102,9 +102,3 @@ class Checkpoints:
         if self._manager is not None:
             self._manager.close()
             self._manager = None
-
-    def remove_all(self) -> None:
-        """A finished shard needs its results only."""
-        self.close()
-        for attempt in self._folder.glob("attempt-*"):
-            shutil.rmtree(attempt, ignore_errors=True)

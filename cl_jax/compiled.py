@@ -18,7 +18,8 @@ from cl_jax.experiment import Member
 from cl_jax.program import World
 from cl_jax.train import TrainState
 
-# What runs once a seed or once a boundary is compiled in half the time for a tenth more of its short run.
+# For what runs once a seed, compiling is the larger part: a world of MNIST took 1.3 s in all instead of 2.0 s. Not for
+# the boundary: its Fisher took 0.60 s instead of 0.42 s.
 QUICK = {"xla_backend_optimization_level": 1}
 
 
@@ -73,7 +74,7 @@ class Programs:
         self._world = compiled("world", program.make_world, compiler_options=quick)
         self._init = compiled("init", over_members(program.init), compiler_options=quick)
         self._steps = compiled("steps", over_members(program.steps))
-        self._end_task = compiled("end_task", over_members(program.end_task), compiler_options=quick)
+        self._end_task = compiled("end_task", over_members(program.end_task))
         self._part = compiled("part", part, compiler_options=quick)
         self._row = compiled("row", jax.vmap(program.row, in_axes=(0, 0, 0, None, None)))
 

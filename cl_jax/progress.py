@@ -39,6 +39,11 @@ class Bar:
     def __exit__(self, *error: object) -> None:
         self._bar.stop()
 
+    @property
+    def trained(self) -> int:
+        """Member-steps trained since the start, restored ones not among them."""
+        return self._trained
+
     def stop(self) -> None:
         """Every shard that reports from now on is stopped there."""
         self._stopped = True

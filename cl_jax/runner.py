@@ -114,7 +114,7 @@ def run(job: Job, *, quiet: bool = False, parallel: int | None = None) -> None:
         results.write_json(job.out / "environment.json", _environment(job))
     try:
         with Bar(total, quiet=quiet) as bar:
-            if len(todo) < sum(1 for _ in job.shards):
+            if len(todo) < len(job.shards):
                 bar.say(f"{len(job.shards) - len(todo)} of {len(job.shards)} shards are finished already")
 
             def one(shard: plan.Shard) -> None:
@@ -136,7 +136,8 @@ def run(job: Job, *, quiet: bool = False, parallel: int | None = None) -> None:
     gather(job)
     if todo:
         seconds = time.monotonic() - began
-        speed = {"seconds": round(seconds, 1), "member_steps": total, "member_steps_per_second": round(total / seconds)}
+        rate = round(bar.trained / seconds)
+        speed = {"seconds": round(seconds, 1), "member_steps": bar.trained, "member_steps_per_second": rate}
         results.write_json(job.out / "environment.json", {**_environment(job), "last_run": speed})
 
 

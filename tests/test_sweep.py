@@ -143,12 +143,12 @@ def test_the_data_is_held_once(data: Data) -> None:
     used, own = {}, {}
     for count in (1, 64):
         shard_members = members(experiment(entries_of("ewc", EWC), count), {"digits": "sha"})
-        stacked, programs = stack(shard_members, 1), Programs()
+        stacked, programs = stack(shard_members, count), Programs()  # all side by side: the most that could be copied
         world = programs.worlds(stacked, data)
-        state = programs.init(stacked, world, data, width=1)
+        state = programs.init(stacked, world, data, width=count)
         stacked_all = (stacked.runs, stacked.seeds, world.curriculum, state)
         numbers = (big, jnp.int32(0), jnp.int32(0))
-        analysis = programs._steps.lower(stacked_all, *numbers, width=1, num_steps=20).compile().memory_analysis()
+        analysis = programs._steps.lower(stacked_all, *numbers, width=count, num_steps=20).compile().memory_analysis()
         used[count] = analysis.argument_size_in_bytes + analysis.temp_size_in_bytes + analysis.output_size_in_bytes
         own[count] = sum(leaf.nbytes for leaf in jax.tree.leaves(stacked_all) if leaf.dtype != jax.dtypes.prng_key)
     assert used[1] > held

@@ -20,7 +20,7 @@ def mlp(hidden: Sequence[int], num_outputs: int, initialization: str = "uniform"
         num_outputs: width of the head.
         initialization: "uniform": kernels and biases uniform in +-1 / sqrt(d_in), the default of PyTorch's linear
             layers, which most published protocols used; "he": kernels N(0, 2 / d_in), biases 0 (He et al. 2015,
-            arXiv 1502.01852), under which small networks forget less with EWC.
+            arXiv 1502.01852), under which EWC forgot less on permuted digits.
 
     Returns:
         A model with parameters `{"dense_0": {"kernel": [d_in, d_out], "bias": [d_out]}, ...}`.
