@@ -9,7 +9,7 @@ import zipfile
 import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -23,7 +23,8 @@ RESULTS = "results.parquet"
 # The columns beside the hyper-parameters.
 FIXED = {
     "member": pa.string(), "method": pa.string(), "stream": pa.string(), "seed": pa.int32(), "diverged": pa.bool_(),
-    "after_task": pa.int32(), "task": pa.int32(), "split": pa.string(), "metric": pa.string(), "value": pa.float64(),
+    "stopped": pa.bool_(), "after_task": pa.int32(), "task": pa.int32(), "split": pa.string(), "metric": pa.string(),
+    "value": pa.float64(),
 }  # fmt: skip
 
 
@@ -74,8 +75,19 @@ def read_shard(path: Path) -> tuple[list[str], str, int]:
     return ids, held["group"], width
 
 
-def read_record(path: Path, num_members: int, sha256: str | None) -> tuple[np.ndarray, np.ndarray, int]:
-    """Record, divergence flags and rows done of a shard's record.npz, as `rows` takes them.
+class Record(NamedTuple):
+    """What a shard has measured, as `rows` takes it. A member that ends early has fewer rows than its neighbours."""
+
+    record: np.ndarray  # float32 [members, T + 1, splits, metrics, T]; row r of the second axis: after r tasks
+    diverged: np.ndarray  # bool [members]
+    rows_done: np.ndarray  # int32 [members], rows of the record that hold values
+    stopped: np.ndarray  # bool [members], ended at a boundary on purpose: its later rows will never come
+
+
+def read_record(path: Path, num_members: int, sha256: str | None) -> Record:
+    """The record of a shard, from its record.npz.
+
+    One rows_done for all members and no `stopped` were written before members could be stopped; they are read as such.
 
     Args:
         sha256: what its bytes must have, or None.
@@ -90,31 +102,38 @@ def read_record(path: Path, num_members: int, sha256: str | None) -> tuple[np.nd
             raise UserError(f"{path}: does not match its sha256; {remedy}")
         with np.load(io.BytesIO(content), allow_pickle=False) as read:
             record, diverged, rows_done = read["record"], read["diverged"], read["rows_done"]
+            stopped = read["stopped"] if "stopped" in read.files else np.zeros(diverged.shape, bool)
     except (OSError, ValueError, KeyError, EOFError, MemoryError, zipfile.BadZipFile, zlib.error) as error:
         if isinstance(error, UserError):
             raise
         raise UserError(f"{path}: cannot be read ({error}); {remedy}") from error
+    if rows_done.ndim == 0:
+        rows_done = np.repeat(rows_done, num_members)
     sound = (
         record.dtype == np.float32
         and record.ndim == 5
         and record.shape == (num_members, record.shape[4] + 1, len(EVALUATED), len(METRICS), record.shape[4])
         and (diverged.dtype, diverged.shape) == (np.dtype(bool), (num_members,))
-        and rows_done.dtype == np.int32
-        and rows_done.shape == ()
-        and 0 <= rows_done <= record.shape[1]
+        and (stopped.dtype, stopped.shape) == (np.dtype(bool), (num_members,))
+        and (rows_done.dtype, rows_done.shape) == (np.dtype(np.int32), (num_members,))
+        and bool(((rows_done >= 0) & (rows_done <= record.shape[1])).all())
     )
     if not sound:
         raise UserError(f"{path}: is not a record of {num_members} members; {remedy}")
-    return record, diverged, int(rows_done)
+    return Record(record, diverged, rows_done, stopped)
 
 
-def rows(members: Sequence[Member], record: np.ndarray, diverged: np.ndarray, rows_done: int) -> list[dict[str, Any]]:
-    """Table rows of members from their record.
+def rows(
+    members: Sequence[Member], record: np.ndarray, diverged: np.ndarray, rows_done: np.ndarray,
+    stopped: np.ndarray | None = None,
+) -> list[dict[str, Any]]:  # fmt: skip
+    """Table rows of members from their record: of each, as many as it has.
 
     Args:
         record: float32 [members, T + 1, splits, metrics, T]; row r of the second axis: after r tasks.
         diverged: bool [members].
-        rows_done: rows of the record that hold values.
+        rows_done: int32 [members], rows of the record that hold values.
+        stopped: bool [members], ended at a boundary on purpose; None: none was.
     """
     made = []
     for number, member in enumerate(members):
@@ -124,9 +143,10 @@ def rows(members: Sequence[Member], record: np.ndarray, diverged: np.ndarray, ro
             "stream": stream_label(member.entry.run),
             "seed": member.seed,
             "diverged": bool(diverged[number]),
+            "stopped": stopped is not None and bool(stopped[number]),
         }
         config = {f"config.{name}": value for name, value in hyper_parameters(member.entry.run).items()}
-        for after in range(rows_done):
+        for after in range(rows_done[number]):
             for s, split in enumerate(EVALUATED):
                 for m, metric in enumerate(METRICS):
                     for task in range(record.shape[-1]):

@@ -17,7 +17,7 @@ from cl_jax.data import Data
 from cl_jax.errors import UserError, disk_error
 from cl_jax.evaluate import EVALUATED, METRICS
 from cl_jax.plan import Shard, begin
-from cl_jax.results import read_json, read_shard, write_atomically, write_json
+from cl_jax.results import Record, read_json, read_shard, write_atomically, write_json
 from cl_jax.results import read_record as read_record_file
 
 CHUNK_STEPS = 250  # steps between two reports of progress
@@ -110,12 +110,14 @@ def _run(shard: Shard, data: Data, progress: Progress, programs: Programs) -> No
 def _publish(shard: Shard, rows_done: int, record: np.ndarray, diverged: np.ndarray) -> None:
     """The shard's part of the results, once the checkpoint that it came from is committed."""
     buffer = io.BytesIO()
-    np.savez(buffer, rows_done=np.int32(rows_done), record=record, diverged=diverged)
+    count = len(diverged)
+    rows_of_each, stopped = np.full(count, rows_done, np.int32), np.zeros(count, bool)
+    np.savez(buffer, rows_done=rows_of_each, record=record, diverged=diverged, stopped=stopped)
     write_atomically(shard.folder / "record.npz", buffer.getvalue())
 
 
-def read_record(shard: Shard) -> tuple[np.ndarray, np.ndarray, int] | None:
-    """Record and divergence flags of the shard's members, and the number of rows that hold values; None: none yet.
+def read_record(shard: Shard) -> Record | None:
+    """What the shard's members have measured, in their order; None: nothing yet.
 
     Raises:
         UserError: a finished record does not match its sha256, or a file of the shard is broken.
@@ -125,6 +127,6 @@ def read_record(shard: Shard) -> tuple[np.ndarray, np.ndarray, int] | None:
         return None
     sha256 = read_json(shard.folder / "DONE.json", {"record_sha256": str})["record_sha256"] if shard.done else None
     ids, _, _ = read_shard(shard.folder / "shard.json")
-    record, diverged, rows_done = read_record_file(path, len(ids), sha256)
+    read = read_record_file(path, len(ids), sha256)
     at = [ids.index(member.id) for member in shard.members]
-    return record[at], diverged[at], rows_done
+    return Record(*(array[at] for array in read))

@@ -20,7 +20,7 @@ from cl_jax.methods import Ewc
 
 def row(**config: Any) -> dict[str, Any]:
     place = {"after_task": 0, "task": 1, "split": "test", "metric": "accuracy", "value": 0.5}
-    fixed = {"member": "m", "method": "one", "stream": "s", "seed": 0, "diverged": False}
+    fixed = {"member": "m", "method": "one", "stream": "s", "seed": 0, "diverged": False, "stopped": False}
     return {**fixed, **place, **{f"config.{name}": value for name, value in config.items()}}
 
 
@@ -71,7 +71,7 @@ def test_rows_name_every_hyper_parameter_and_numbers_stay_numbers(tmp_path: Path
     entries = (*sweep("finetune", plain), *sweep("ewc", ewc))
     members = [Member(entry=entry, seed=seed, id=f"{i}{seed}") for i, entry in enumerate(entries) for seed in (0, 1)]
     record = np.arange(4 * 3 * 2 * 2 * 2, dtype=np.float32).reshape(4, 3, 2, 2, 2)
-    rows = results.rows(members, record, np.array([False, False, False, True]), rows_done=2)
+    rows = results.rows(members, record, np.array([False, False, False, True]), np.full(4, 2, np.int32))
     assert len(rows) == 4 * 2 * 2 * 2 * 2  # members, rows done, splits, metrics, tasks
     results.write_table(tmp_path / results.RESULTS, rows)
     table = results.read_table(tmp_path)
@@ -85,6 +85,53 @@ def test_rows_name_every_hyper_parameter_and_numbers_stay_numbers(tmp_path: Path
     of = of.filter((pa.compute.field("split") == "test") & (pa.compute.field("metric") == "loss"))
     assert of["task"].to_pylist() == [1, 2] and of["value"].to_pylist() == record[3, 1, 1, 1].tolist()
     assert set(of["diverged"].to_pylist()) == {True}
+
+
+def test_members_end_where_they_end_and_a_stopped_one_says_so(tmp_path: Path) -> None:
+    members = [Member(entry=sweep("finetune", Run())[0], seed=seed, id=f"{seed}") for seed in range(3)]
+    record, nothing = np.zeros((3, 4, 2, 2, 3), np.float32), np.zeros(3, bool)
+    stopped = np.array([False, True, False])
+    rows = results.rows(members, record, nothing, np.array([4, 2, 0], np.int32), stopped)
+    results.write_table(tmp_path / results.RESULTS, rows)
+    table = results.read_table(tmp_path)
+    seen = set(zip(*(table[name].to_pylist() for name in ("member", "after_task", "stopped")), strict=True))
+    assert seen == {*(("0", after, False) for after in range(4)), ("1", 0, True), ("1", 1, True)}
+    assert not any(row["stopped"] for row in results.rows(members, record, nothing, np.full(3, 4, np.int32)))
+
+
+def save_record(path: Path, **changes: np.ndarray | None) -> None:
+    """Two members of a stream of two tasks, the second stopped after task 1; None leaves an array out."""
+    arrays: dict[str, Any] = {
+        "record": np.zeros((2, 3, 2, 2, 2), np.float32), "diverged": np.array([True, False]),
+        "rows_done": np.array([3, 2], np.int32), "stopped": np.array([False, True]),
+    } | changes  # fmt: skip
+    np.savez(path, **{name: array for name, array in arrays.items() if array is not None})
+
+
+def test_a_record_is_read_as_written_and_one_from_before_stopping_too(tmp_path: Path) -> None:
+    path = tmp_path / "record.npz"
+    save_record(path)
+    read = results.read_record(path, 2, None)
+    assert (read.rows_done.tolist(), read.stopped.tolist(), read.diverged.tolist()) == (
+        [3, 2], [False, True], [True, False],
+    )  # fmt: skip
+    save_record(path, rows_done=np.array(2, np.int32), stopped=None)
+    read = results.read_record(path, 2, None)
+    assert (read.rows_done.tolist(), read.stopped.tolist()) == ([2, 2], [False, False])
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"rows_done": np.array([3, 4], np.int32)}, {"rows_done": np.array([-1, 3], np.int32)},
+        {"rows_done": np.array([3], np.int32)}, {"rows_done": np.array([3, 2])}, {"stopped": np.array([True])},
+        {"stopped": np.array([0, 1])}, {"rows_done": None}, {"diverged": None},
+    ],
+)  # fmt: skip
+def test_a_record_that_is_none_is_refused(changes: dict[str, np.ndarray | None], tmp_path: Path) -> None:
+    save_record(tmp_path / "record.npz", **changes)
+    with pytest.raises(UserError, match=r"record.npz: .*; remove the folder .* and run again"):
+        results.read_record(tmp_path / "record.npz", 2, None)
 
 
 def test_equal_results_give_equal_bytes_in_any_order(tmp_path: Path) -> None:
