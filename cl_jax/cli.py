@@ -80,7 +80,7 @@ def _call(command: options.Run | options.Plan | options.Report | options.List) -
     elif isinstance(command, options.Report):
         if command.format not in options.FORMATS:
             raise unknown("--format", command.format, options.FORMATS)
-        _report(command.out, command.format)
+        _report(command.out, command.format, command.select)
     else:
         from cl_jax import runner
 
@@ -95,7 +95,7 @@ def _call(command: options.Run | options.Plan | options.Report | options.List) -
                 logging.getLogger(name).setLevel(logging.CRITICAL)
             sys.unraisablehook = _tell_unraisable
             runner.run(job, quiet=command.quiet)
-            _report(out, "terminal", quiet=command.quiet, again=False)
+            _report(out, "terminal", "all", quiet=command.quiet, again=False)
         else:
             runner.describe(job)
 
@@ -117,18 +117,26 @@ def _data_name(data: str | None) -> str | None:
     return data
 
 
-def _report(out: Path, format: str, *, quiet: bool = False, again: bool = True) -> None:
-    """Prints the summary and writes the page; unless `again`, one that is newer than the results stays."""
+def _report(out: Path, format: str, select: str, *, quiet: bool = False, again: bool = True) -> None:
+    """Prints the summary and writes the page; unless `again`, one that is newer than the results stays.
+
+    Every selection protocol but "all" has a folder of its own, so that none is taken for another.
+    """
+    from cl_jax import selection
+
+    protocol = selection.parse(select)
     from cl_jax import report, results
 
     table = results.read_table(out)
     experiment = results.read_json(out / "experiment.json", {"name": str, "description": str})
     environment = results.read_json(out / "environment.json", {"versions": dict, "device": dict})
+    rows = report.summary(table, protocol=protocol)
     if not quiet:
-        print(report.render_table(report.summary(table), format))
-    page = out / "report" / "report.html"
+        print(report.render_table(rows, format))
+    folder = "report" if protocol.name == "all" else f"report-{protocol.name.replace(':', '-')}"
+    page = out / folder / "report.html"
     if again or not page.is_file() or page.stat().st_mtime < (out / results.RESULTS).stat().st_mtime:
-        report.write_report(table, environment, experiment, page.parent)
+        report.write_report(table, environment, experiment, page.parent, protocol=protocol)
     if not quiet and format == "terminal":
         print(f"report: {page}")
 

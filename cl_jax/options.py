@@ -11,6 +11,7 @@ import tyro
 from cl_jax.errors import UserError, did_you_mean, unknown
 
 FORMATS = ("terminal", "markdown", "latex", "csv")
+SELECT = "all|first:K|seed:S|per-task"
 _Kind = TypeVar("_Kind")
 _Flag = Annotated[bool, tyro.conf.arg(help_behavior_hint="")]
 
@@ -59,6 +60,9 @@ class Report:
     """Output folder of `cl-jax run`, such as runs/quickstart."""
     format: Annotated[str, tyro.conf.arg(metavar="|".join(FORMATS), help_behavior_hint="")] = "terminal"
     """How to print the summary; left out: terminal."""
+    select: Annotated[str, tyro.conf.arg(metavar=SELECT, help_behavior_hint="")] = "all"
+    """How each method's hyper-parameters are chosen on validation data: over all tasks; on the first K tasks, reported
+    on the others; on seed S, reported on the others; or per task, without later ones. Left out: all."""
 
 
 @dataclasses.dataclass
@@ -93,6 +97,7 @@ Example:
 Examples:
   cl-jax report runs/quickstart
   cl-jax report runs/quickstart --format latex > table.tex
+  cl-jax report runs/quickstart --select first:2
 """,
     "list": """Name everything an experiment can be made of, a line each.""",
 }

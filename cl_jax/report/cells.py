@@ -1,14 +1,14 @@
 """What stands in the cells of a table: numbers in percent, hyper-parameters, notes. Plain text."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 from cl_jax.report.configurations import BASELINE
+from cl_jax.report.settings import EDGE, describe, format_value
 from cl_jax.report.summary import SummaryRow
 from cl_jax.statistics import Spread
 
-EDGE = "*"  # behind a chosen value
 EDGE_NOTE = (
     f"{EDGE} the smallest or largest value tried: a better one may lie beyond it, widen the grid before comparing."
 )
@@ -33,7 +33,7 @@ def columns(rows: Sequence[SummaryRow], brief: bool = False) -> list[Column]:
         brief: leave out what is rarely read, and the number of seeds where it is the same everywhere.
     """
     several = len({row.stream for row in rows}) > 1
-    uneven = len({(len(row.members), row.num_seeds) for row in rows}) > 1
+    uneven = len({(row.num_complete, row.num_seeds) for row in rows}) > 1
     every = [
         Column("stream", lambda row: printable(row.stream) if several else "-", words=True, brief=False),
         Column("method", lambda row: printable(row.method), words=True),
@@ -57,16 +57,33 @@ def _mean(header: str, metric: str, title: str = "") -> Column:
 
 
 def _seeds(row: SummaryRow) -> str:
-    return str(len(row.members)) + f"/{row.num_seeds}" * (row.num_seeds > len(row.members))
+    return str(row.num_complete) + f"/{row.num_seeds}" * (row.num_seeds > row.num_complete)
 
 
 def caption(rows: Sequence[SummaryRow]) -> str:
-    """What the numbers of the rounded tables are."""
-    counts = {(len(row.members), row.num_seeds) for row in rows}
+    """What the numbers of the rounded tables are, and how the configurations were chosen."""
+    counts = {(row.num_complete, row.num_seeds) for row in rows}
     finished, begun = next(iter(counts))
     if len(counts) == 1 and finished == begun:
-        return "Percent, test split, " + ("one seed." if begun == 1 else f"mean ± standard error over {begun} seeds.")
-    return "Percent, test split, mean ± standard error over the seeds that have finished."
+        over = "one seed" if begun == 1 else f"mean ± standard error over {begun} seeds"
+    else:
+        over = "mean ± standard error over the seeds that have finished"
+    protocol = rows[0].protocol
+    return f"Percent, test split, {over}. Chosen by {protocol.words}." + f" {protocol.caution}." * bool(
+        protocol.caution
+    )
+
+
+def tasks(row: SummaryRow) -> str:
+    """The tasks that the numbers of a row are of."""
+    return task_span(row.first_task, row.num_tasks)
+
+
+def task_span(first: int, num_tasks: int) -> str:
+    """The tasks of a stream from one on."""
+    if first == 1:
+        return "all tasks"
+    return f"tasks {first} to {num_tasks}" if first < num_tasks else f"task {num_tasks}"
 
 
 def notes(rows: Sequence[SummaryRow]) -> list[str]:
@@ -98,22 +115,6 @@ def percent(value: Spread) -> str:
 def interval(low: float, high: float) -> str:
     """`[+9.3, +14.9]`."""
     return f"[{number(low, sign=True)}, {number(high, sign=True)}]"
-
-
-def format_value(value: Any) -> str:
-    """A hyper-parameter for reading: six digits, so that float32 0.1 is 0.1."""
-    if value is None:
-        return "none"
-    if not isinstance(value, float):
-        return str(value)
-    digits, _, exponent = f"{value:.6g}".partition("e")
-    return f"{digits}e{int(exponent)}" if exponent else digits
-
-
-def describe(values: Mapping[str, Any], at_edge: Sequence[str] = ()) -> list[str]:
-    """`["strength 10*", ...]`; hyper-parameters that do not apply are left out."""
-    given = {name: value for name, value in values.items() if value is not None}
-    return [f"{name} {format_value(given[name])}" + EDGE * (name in at_edge) for name in given]
 
 
 def printable(text: str) -> str:

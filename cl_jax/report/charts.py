@@ -6,7 +6,8 @@ import numpy as np
 
 from cl_jax.report import panels, styles, traces
 from cl_jax.report.cells import printable
-from cl_jax.report.configurations import BASELINE, UPPER_BOUND, Stream
+from cl_jax.report.configurations import BASELINE, UPPER_BOUND
+from cl_jax.report.streams import Stream
 from cl_jax.report.styles import GREY, METRIC_COLOURS, Style
 from cl_jax.report.traces import SHADE, Json, escape
 
@@ -96,8 +97,8 @@ def _strength(stream: Stream) -> Figure:
             for name, dash in bounds.items()
             if not np.isnan(panels.reference(stream, name))
         ]
-        if panel.chosen is not None:
-            shape = traces.rule("x", float(panel.position[panel.chosen]))
+        for chosen in panel.chosen:
+            shape = traces.rule("x", float(panel.position[chosen]))
             layout["shapes"].append(shape | {"layer": "below", "line": {"color": SHADE, "width": 8}})
         charts.append(Chart(printable(panel.method), data, layout))
     legend = [("line", colour, metric) for metric, colour in METRIC_COLOURS.items()]

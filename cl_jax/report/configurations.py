@@ -1,4 +1,4 @@
-"""The results table as configurations, members that differ in their seed only; which one each method is shown by."""
+"""The results table as configurations: members that differ in their seed only."""
 
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -12,8 +12,19 @@ from cl_jax.errors import UserError
 
 BASELINE = "finetune"  # label of the lower bound
 UPPER_BOUND = "joint"  # label of training on all tasks at once
-SELECTION_PROTOCOL = "validation accuracy, all tasks, all seeds"
-COLUMNS = ("member", "method", "stream", "seed", "diverged", "after_task", "task", "split", "metric", "value")
+COLUMNS = (
+    "member",
+    "method",
+    "stream",
+    "seed",
+    "diverged",
+    "stopped",
+    "after_task",
+    "task",
+    "split",
+    "metric",
+    "value",
+)
 METRICS = {
     "average_accuracy": lambda matrix, initial: metrics.average_accuracy(matrix),
     "average_incremental_accuracy": lambda matrix, initial: metrics.average_incremental_accuracy(matrix),
@@ -24,8 +35,12 @@ METRICS = {
 }
 
 
+class Varied(tuple):
+    """The values of a hyper-parameter that is not the same for every task and seed, numbers in order."""
+
+
 class Configuration(NamedTuple):
-    """Members equal in everything but their seed, sorted by seed."""
+    """Members equal in everything but their seed, sorted by seed; and what a selection protocol made of them."""
 
     stream: str
     method: str
@@ -33,9 +48,14 @@ class Configuration(NamedTuple):
     members: list[str]  # [S]
     seeds: np.ndarray  # int [S]
     diverged: np.ndarray  # bool [S]
+    stopped: np.ndarray  # bool [S], ended at a boundary on purpose
     complete: np.ndarray  # bool [S], every task has a test accuracy after the last task
     accuracy: dict[str, np.ndarray]  # split -> R [S, T, T]
     initial: dict[str, np.ndarray]  # split -> [S, T]
+    counted: np.ndarray  # bool [S], the seeds that the reported numbers are of, once finished
+    first_task: int = 1  # the reported numbers are of the tasks from this one on
+    score: float = -np.inf  # validation accuracy it was judged by; -inf: none
+    place: int = 0  # among its method's configurations as judged, 0 is the best
 
     @property
     def class_incremental(self) -> bool:
@@ -44,32 +64,33 @@ class Configuration(NamedTuple):
 
     @property
     def unfinished(self) -> np.ndarray:
-        """bool [S]: neither complete nor diverged."""
-        return ~self.complete & ~self.diverged
+        """bool [S]: not complete, and neither diverged nor stopped."""
+        return ~self.complete & ~self.diverged & ~self.stopped
 
-    def scores(self, metric: str, split: str = "test") -> np.ndarray:
-        """float64 [S_complete]: the metric of every complete member."""
-        initial = None if self.class_incremental else self.initial[split][self.complete]
-        return METRICS[metric](self.accuracy[split][self.complete], initial)
+    @property
+    def reported(self) -> np.ndarray:
+        """bool [S]: the complete members whose numbers are reported."""
+        return self.complete & self.counted
 
+    def member(self, seed: int) -> str:
+        """The member of a seed that there is."""
+        return self.members[int(np.flatnonzero(self.seeds == seed)[0])]
 
-class Stream(NamedTuple):
-    """All results on one task stream."""
-
-    label: str
-    num_tasks: int
-    configurations: list[Configuration]  # by method, then hyper-parameters from small to large
-    chosen: dict[str, Configuration]  # method -> the configuration it is shown by, in the order of `by_result`
-    swept: dict[str, list[str]]  # method -> hyper-parameters with more than one value
-    all_methods: list[str]  # of every stream in the table, sorted: a method looks the same in each
-
-    def of(self, method: str) -> list[Configuration]:
-        """The configurations of one method."""
-        return [configuration for configuration in self.configurations if configuration.method == method]
+    def scores(self, metric: str) -> np.ndarray:
+        """float64 [S_reported]: the metric on the test split of every reported member, over the reported tasks."""
+        first = self.first_task - 1
+        initial = None if self.class_incremental else self.initial["test"][self.reported][:, first:]
+        return METRICS[metric](self.accuracy["test"][self.reported][:, first:, first:], initial)
 
 
-def read(table: pyarrow.Table, num_tasks: Mapping[str, int] | None = None) -> list[Stream]:
-    """Groups the tidy results table by stream and configuration, and chooses one configuration a method.
+def tasks_done(configuration: Configuration, members: np.ndarray) -> int:
+    """The last task after which every one of these members [S] was evaluated; 0: none."""
+    evaluated = ~np.isnan(configuration.accuracy["test"][members]).all(axis=-1)
+    return int(np.max(np.flatnonzero(evaluated.all(axis=0)) + 1, initial=0))
+
+
+def grouped(table: pyarrow.Table, num_tasks: Mapping[str, int] | None = None) -> dict[str, list[Configuration]]:
+    """The configurations of each stream in the tidy results table, by hyper-parameters from small to large.
 
     Args:
         table: one row a value; the columns of `COLUMNS` and any number that start with "config.".
@@ -83,55 +104,25 @@ def read(table: pyarrow.Table, num_tasks: Mapping[str, int] | None = None) -> li
         raise UserError(f"the results table lacks {', '.join(missing)}; it needs the columns {', '.join(COLUMNS)}.")
     if not table.num_rows:
         raise UserError("the results table is empty: no task has finished yet. Run the experiment, then report.")
-    all_methods = sorted(table["method"].unique().to_pylist())
-    return [
-        _read_stream(table.filter(compute.field("stream") == label), label, (num_tasks or {}).get(label), all_methods)
+    return {
+        label: _of_stream(table.filter(compute.field("stream") == label), label, (num_tasks or {}).get(label))
         for label in table["stream"].unique().to_pylist()
-    ]
+    }
 
 
-def choose(configurations: list[Configuration]) -> Configuration:
-    """The configuration with the best mean validation average accuracy over its complete seeds; ties: the first.
-
-    The test split plays no part. One with a diverged or an unfinished member is taken only if there is no other.
-    """
-
-    def rank(configuration: Configuration) -> tuple[bool, bool, bool, float]:
-        value = validation_score(configuration)
-        sound = not configuration.diverged.any()
-        return bool(configuration.complete.any()), sound, bool(configuration.complete.all()), value
-
-    return max(configurations, key=rank)
-
-
-def validation_score(configuration: Configuration) -> float:
-    """Mean validation average accuracy over the complete seeds; -inf where there is none."""
-    scores = configuration.scores("average_accuracy", "validation")
-    return float(scores.mean()) if len(scores) and not np.isnan(scores).any() else -np.inf
-
-
-def by_result(chosen: Mapping[str, Configuration]) -> dict[str, Configuration]:
-    """Between the bounds, fine-tuning first and joint last: from low to high test average accuracy, unscored last."""
-
-    def key(method: str) -> tuple[int, float]:
-        scores = chosen[method].scores("average_accuracy")
-        group = 0 if method == BASELINE else 3 if method == UPPER_BOUND else 1 if len(scores) else 2
-        return group, float(scores.mean()) if len(scores) else 0.0
-
-    return {method: chosen[method] for method in sorted(chosen, key=key)}
-
-
-def _read_stream(table: pyarrow.Table, label: str, num_tasks: int | None, all_methods: list[str]) -> Stream:
+def _of_stream(table: pyarrow.Table, label: str, num_tasks: int | None) -> list[Configuration]:
     names = [name for name in table.column_names if name.startswith("config.") and name != "config.seed"]
     encoded = table["member"].cast("string").combine_chunks().dictionary_encode()
     members, codes = encoded.dictionary.to_pylist(), encoded.indices.to_numpy()
     facts = table.select(["method", "seed", *names]).take(np.unique(codes, return_index=True)[1]).to_pylist()
-    diverged = np.bincount(codes[table["diverged"].to_numpy()], minlength=len(members)) > 0
+    diverged, stopped = (
+        np.bincount(codes[table[name].to_numpy()], minlength=len(members)) > 0 for name in ("diverged", "stopped")
+    )
     num_tasks = num_tasks or int(max(table[name].to_numpy().max() for name in ("task", "after_task")))
     read = {split: metrics.accuracy_matrices(table, members, split, num_tasks) for split in ("test", "validation")}
     groups: dict[tuple, list[int]] = {}
     for index, fact in enumerate(facts):
-        groups.setdefault((fact["method"], *(_hashable(fact[name]) for name in names)), []).append(index)
+        groups.setdefault((fact["method"], *(hashable(fact[name]) for name in names)), []).append(index)
 
     configurations = []
     for group in groups.values():
@@ -150,31 +141,15 @@ def _read_stream(table: pyarrow.Table, label: str, num_tasks: int | None, all_me
                 members=[members[index] for index in group],
                 seeds=np.array(seeds),
                 diverged=diverged[group],
+                stopped=stopped[group],
                 complete=np.asarray(np.isfinite(read["test"][0][group, -1]).all(axis=-1)),
                 accuracy={split: matrix[group] for split, (matrix, _) in read.items()},
                 initial={split: initial[group] for split, (_, initial) in read.items()},
+                counted=np.ones(len(group), bool),
             )
         )
     # A table is sorted by member, which is a digest: order by what a reader knows, so that ties mean something too.
-    configurations.sort(key=lambda each: [_order(value) for value in each.hyper_parameters.values()])
-    methods = dict.fromkeys(each.method for each in configurations)
-    of = {method: [each for each in configurations if each.method == method] for method in methods}
-    chosen = by_result({method: choose(each) for method, each in of.items()})
-    return Stream(
-        label,
-        num_tasks,
-        configurations=[each for method in chosen for each in of[method]],
-        chosen=chosen,
-        swept={method: _swept(of[method]) for method in chosen},
-        all_methods=all_methods,
-    )
-
-
-def _swept(configurations: list[Configuration]) -> list[str]:
-    def values(name: str) -> set:
-        return {_hashable(configuration.hyper_parameters[name]) for configuration in configurations}
-
-    return [name for name in configurations[0].hyper_parameters if len(values(name)) > 1]
+    return sorted(configurations, key=lambda each: [_order(value) for value in each.hyper_parameters.values()])
 
 
 def _order(value: Any) -> tuple[bool, float, str]:
@@ -182,6 +157,6 @@ def _order(value: Any) -> tuple[bool, float, str]:
     return not number, float(value) if number else 0.0, "" if number else repr(value)
 
 
-def _hashable(value: Any) -> Any:
-    # repr: NaN equals itself, 1 and True differ, lists are allowed.
+def hashable(value: Any) -> Any:
+    """What tells two hyper-parameters apart: NaN equals itself, 1 and True differ, lists are allowed."""
     return repr(value)

@@ -12,9 +12,10 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from cl_jax.report import drawing, panels, styles
-from cl_jax.report.configurations import BASELINE, UPPER_BOUND, Stream
+from cl_jax.report.configurations import BASELINE, UPPER_BOUND
 from cl_jax.report.drawing import mark, sheet, title
 from cl_jax.report.panels import Point
+from cl_jax.report.streams import Stream
 from cl_jax.report.styles import GREY, METRIC_COLOURS, Style
 
 _MARKERS = {"circle": "o", "square": "s", "diamond": "D", "triangle-up": "^", "x": "X", "star": "*"}
@@ -122,8 +123,8 @@ def strength_curves(stream: Stream) -> Figure | None:
             drawing.line(axis, panel.position, spans, METRIC_COLOURS[metric])
         for method, dash in bounds.items():
             axis.axhline(panels.reference(stream, method), color=GREY, linestyle=dash, linewidth=1.1)
-        if panel.chosen is not None:
-            axis.axvline(panel.position[panel.chosen], zorder=0, **_BAR)
+        for chosen in panel.chosen:
+            axis.axvline(panel.position[chosen], zorder=0, **_BAR)
         for position in panel.position[panel.diverged]:
             axis.plot(position, 0, marker="x", color=METRIC_COLOURS["forgetting"], markeredgewidth=2, zorder=5)
         kept = panels.thinned(panel.position, 5)

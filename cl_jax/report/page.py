@@ -11,11 +11,12 @@ from typing import Any
 import pyarrow
 
 from cl_jax.report import charts
-from cl_jax.report.configurations import SELECTION_PROTOCOL, Stream, read
 from cl_jax.report.sections import in_short, stream_section, text
+from cl_jax.report.streams import Stream, read
 from cl_jax.report.summary import summarize
 from cl_jax.report.tables import by_stream, render_table
 from cl_jax.report.template import ERROR_COUNTER, GLOSSARY, SCRIPT, STYLE
+from cl_jax.selection import ALL, Protocol
 
 # The browser itself refuses every request that leaves the file.
 _POLICY = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data: blob:"
@@ -27,6 +28,7 @@ def write_page(
     experiment: Mapping[str, Any],
     path: str | Path,
     num_tasks: Mapping[str, int] | None = None,
+    protocol: Protocol = ALL,
 ) -> None:
     """Writes the report as one self-contained HTML file.
 
@@ -35,9 +37,10 @@ def write_page(
         environment: versions, device, command and the like, printed at the foot; nested mappings are flattened.
         experiment: `name` and `description`.
         path: the file to write; its folder exists.
-        num_tasks: as in `configurations.read`.
+        num_tasks: as in `streams.read`.
+        protocol: how configurations are chosen.
     """
-    _write(Path(path), page(read(table, num_tasks), environment, experiment))
+    _write(Path(path), page(read(table, num_tasks, protocol), environment, experiment))
 
 
 def write_report(
@@ -46,6 +49,7 @@ def write_report(
     experiment: Mapping[str, Any],
     folder: str | Path,
     num_tasks: Mapping[str, int] | None = None,
+    protocol: Protocol = ALL,
 ) -> list[Path]:
     """Writes report.html, summary.csv, summary.md and figures/*.svg, pdf, png; returns the paths, the page first.
 
@@ -55,7 +59,7 @@ def write_report(
 
     folder = Path(folder)
     (folder / "figures").mkdir(parents=True, exist_ok=True)
-    streams = read(table, num_tasks)
+    streams = read(table, num_tasks, protocol)
     rows = summarize(streams)
     paths = []
     for stream, name in zip(streams, file_names([stream.label for stream in streams]), strict=True):
@@ -117,7 +121,7 @@ def page(streams: Sequence[Stream], environment: Mapping[str, Any], experiment: 
 <dl>{glossary}</dl>
 <footer>
 <h3>How this was made</h3>
-<dl class="facts">{_facts({"hyper-parameters chosen by": SELECTION_PROTOCOL} | _flat(environment))}</dl>
+<dl class="facts">{_facts(_selection(streams[0].protocol) | _flat(environment))}</dl>
 </footer>
 </main>
 <script type="application/json" id="charts">{data}</script>
@@ -126,6 +130,14 @@ def page(streams: Sequence[Stream], environment: Mapping[str, Any], experiment: 
 </body>
 </html>
 """
+
+
+def _selection(protocol: Protocol) -> dict[str, str]:
+    return {
+        "hyper-parameters chosen by": protocol.words,
+        "as in": protocol.source,
+        "option": f"--select {protocol.name}",
+    }
 
 
 def library() -> str:

@@ -7,10 +7,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from cl_jax import metrics
-from cl_jax.report.cells import describe, format_value
-from cl_jax.report.configurations import Configuration, Stream, choose
+from cl_jax.report.configurations import Configuration, Varied
+from cl_jax.report.settings import describe, format_value, is_number, short_names, tried_values
+from cl_jax.report.streams import Stream
 from cl_jax.report.styles import METRIC_COLOURS
-from cl_jax.report.summary import is_number, short_names, tried_values
 from cl_jax.statistics import pareto_front
 
 MAX_BANDS = 6  # more bands than that hide each other
@@ -45,7 +45,7 @@ class StrengthPanel(NamedTuple):
     ticks: list[str]  # the values tried, as on the axis
     position: np.ndarray  # [V] where they stand on the axis: log10 where they span decades
     metrics: dict[str, Spans]  # metric -> [V]
-    chosen: int | None  # index of the chosen value
+    chosen: list[int]  # indices of the chosen values, more than one where it is chosen per task
     diverged: np.ndarray  # bool [V]
     logarithmic: bool
 
@@ -64,6 +64,7 @@ class Point(NamedTuple):
     forgetting: Spans
     chosen: bool
     diverged: bool
+    together: bool = False  # put together of several configurations: no trade-off that one run reached
 
 
 def spans(values: np.ndarray) -> Spans:
@@ -77,8 +78,8 @@ def spans(values: np.ndarray) -> Spans:
 
 
 def shown(configuration: Configuration) -> np.ndarray:
-    """bool [S]: the members a figure shows: the complete ones, or all while there is none."""
-    return configuration.complete if configuration.complete.any() else np.ones_like(configuration.complete)
+    """bool [S]: the members a figure shows: the complete ones that are reported, or all of these while none is."""
+    return configuration.reported if configuration.reported.any() else configuration.counted
 
 
 def matrix(configuration: Configuration) -> Spans:
@@ -101,8 +102,11 @@ def _measured(configuration: Configuration, accuracy: np.ndarray, first: int) ->
 
 
 def seen(configuration: Configuration) -> Spans:
-    """[T]: accuracy over the tasks seen so far, after each task."""
-    return spans(metrics.seen_accuracy(configuration.accuracy["test"][shown(configuration)]))
+    """[T]: accuracy over the tasks seen so far, after each task; NaN, and left out, before the first reported one."""
+    first = configuration.first_task - 1
+    accuracy = configuration.accuracy["test"][shown(configuration)][:, first:, first:]
+    found = metrics.seen_accuracy(accuracy)
+    return spans(np.pad(found, ((0, 0), (first, 0)), constant_values=np.nan))
 
 
 def reference(stream: Stream, method: str) -> float:
@@ -173,9 +177,10 @@ def floor(panel: StrengthPanel) -> float:
 
 
 def plane(stream: Stream) -> list[Point]:
-    """Every configuration with a complete member; none for a stream of one task."""
+    """Every configuration with a reported member, and what was put together of several; none for one task."""
     points = []
-    for configuration in stream.configurations:
+    together = [each for each in stream.chosen.values() if not any(each is other for other in stream.configurations)]
+    for configuration in stream.configurations + together:
         learning = spans(configuration.scores("learning_accuracy"))
         forgetting = spans(configuration.scores("forgetting"))
         if np.isfinite(learning.mean) and np.isfinite(forgetting.mean):
@@ -183,13 +188,14 @@ def plane(stream: Stream) -> list[Point]:
             short = short_names(stream.swept[method])
             label = ", ".join(describe({short[each]: configuration.hyper_parameters[each] for each in short}))
             chosen = stream.chosen[method] is configuration
-            diverged = bool(configuration.diverged.any())
-            points.append(Point(method, label, learning, forgetting, chosen, diverged))
+            diverged, mixed = bool(configuration.diverged.any()), any(configuration is each for each in together)
+            points.append(Point(method, label, learning, forgetting, chosen, diverged, mixed))
     return points
 
 
 def front(points: Sequence[Point]) -> list[Point]:
     """The points of the Pareto front (more learning, less forgetting), from little learning to much."""
+    points = [point for point in points if not point.together]
     x = np.array([point.learning.mean for point in points])
     y = np.array([point.forgetting.mean for point in points])
     members = [point for point, best in zip(points, pareto_front(x, -y), strict=True) if best]
@@ -197,13 +203,17 @@ def front(points: Sequence[Point]) -> list[Point]:
 
 
 def _strength_panel(stream: Stream, method: str, name: str, label: str) -> StrengthPanel | None:
-    candidates = [each for each in stream.of(method) if each.complete.any() and is_number(each.hyper_parameters[name])]
+    candidates = [each for each in stream.of(method) if each.reported.any() and is_number(each.hyper_parameters[name])]
     values = tried_values(candidates, name)
     if len(values) < 2:
         return None
-    best = [choose([each for each in candidates if each.hyper_parameters[name] == value]) for value in values]
+    best = [
+        min((each for each in candidates if each.hyper_parameters[name] == value), key=lambda each: each.place)
+        for value in values
+    ]
     position, logarithmic = axis_positions(values)
     chosen = stream.chosen[method].hyper_parameters[name]
+    chosen = chosen if isinstance(chosen, Varied) else (chosen,)
     measured = {}
     for metric in METRIC_COLOURS:
         series = [spans(each.scores(metric.replace(" ", "_"))) for each in best]
@@ -214,7 +224,7 @@ def _strength_panel(stream: Stream, method: str, name: str, label: str) -> Stren
         ticks=[tick(value) for value in values],
         position=position,
         metrics=measured,
-        chosen=values.index(chosen) if chosen in values else None,
+        chosen=[index for index, value in enumerate(values) if value in chosen],
         diverged=np.array([bool(each.diverged.any()) for each in best]),
         logarithmic=logarithmic,
     )

@@ -4,12 +4,18 @@ import html
 import math
 from collections.abc import Sequence
 
+import numpy as np
+
 from cl_jax.report import cells, charts, panels, styles
-from cl_jax.report.cells import describe, number, printable
-from cl_jax.report.configurations import Configuration, Stream, validation_score
-from cl_jax.report.summary import SPREADS, SummaryRow, short_names
+from cl_jax.report.cells import number, percent, printable
+from cl_jax.report.comparison import Comparison, Outcome, compare, measured_on, sentences
+from cl_jax.report.configurations import Configuration, tasks_done
+from cl_jax.report.settings import EDGE, describe, short_names
+from cl_jax.report.streams import Stream
+from cl_jax.report.summary import SPREADS, SummaryRow
 from cl_jax.report.template import CAPTIONS, EDGE_HINT
 from cl_jax.report.words import findings
+from cl_jax.selection import ALL, Protocol
 from cl_jax.statistics import Spread, spread
 
 
@@ -38,13 +44,14 @@ def stream_section(stream: Stream, rows: Sequence[SummaryRow], drawn: Sequence[c
 <h2>{text(stream.label)}</h2>
 <p class="soft">{_overview(stream)}</p>
 {_summary_table(stream, rows)}
-<p class="caption">{text(cells.caption(rows))} Each method is shown by its chosen configuration, the one with the best
-validation accuracy; the test split took no part in that choice. Methods stand from low to high accuracy between the two
+<p class="caption">{text(cells.caption(rows))} Each method is shown by the configuration that was best by that; the test
+split took no part in the choice. Methods stand from low to high accuracy between the two
 bounds.{undefined if stream.configurations[0].class_incremental else ""} Hover a number for more digits.</p>
 {f'<ul class="notes">{notes}</ul>' if notes else ""}
 {_every_metric(rows)}
 {_all_configurations(stream)}
 {"".join(_figure(figure) for figure in drawn)}
+{_protocols(compare(stream))}
 </section>"""
 
 
@@ -52,8 +59,11 @@ def _overview(stream: Stream) -> str:
     members = sum(len(each.members) for each in stream.configurations)
     unfinished = sum(int(each.unfinished.sum()) for each in stream.configurations)
     diverged = sum(int(each.diverged.sum()) for each in stream.configurations)
+    stopped = sum(int(each.stopped.sum()) for each in stream.configurations)
     parts = [_count(stream.num_tasks, "task"), _count(len(stream.chosen), "method")]
     parts += [_count(len(stream.configurations), "configuration"), _count(members, "run")]
+    parts += [f"{_count(stopped, 'run')} stopped early"] * bool(stopped)
+    parts += [f"measured on {measured_on(stream)}"] * (stream.protocol.name != ALL.name)
     warnings = [f"{unfinished} unfinished"] * bool(unfinished) + [f"{diverged} diverged"] * bool(diverged)
     flags = [f'<span class="flag">{warning}</span>' for warning in warnings]
     return " · ".join([*parts, *flags])
@@ -75,8 +85,8 @@ def _summary_table(stream: Stream, rows: Sequence[SummaryRow]) -> str:
 
 
 def _starred(part: str) -> str:
-    star = f'<span class="flag" title="{EDGE_HINT}">{cells.EDGE}</span>'
-    return text(part.removesuffix(cells.EDGE)) + star * part.endswith(cells.EDGE)
+    star = f'<span class="flag" title="{EDGE_HINT}">{EDGE}</span>'
+    return text(part.removesuffix(EDGE)) + star * part.endswith(EDGE)
 
 
 def _hover(cell: str, row: SummaryRow, metric: str) -> str:
@@ -101,7 +111,7 @@ def _every_metric(rows: Sequence[SummaryRow]) -> str:
 
 
 def _all_configurations(stream: Stream) -> str:
-    headers = ["validation accuracy", "test accuracy", "forgetting", "learning accuracy"]
+    headers = ["judged by (validation accuracy)", "test accuracy", "forgetting", "learning accuracy"]
     columns = [("method", True), ("configuration", True), *((name, False) for name in headers), ("runs", True)]
     table = _table(columns, [_configuration_cells(stream, each) for each in stream.configurations])
     count = _count(len(stream.configurations), "configuration")
@@ -111,18 +121,63 @@ def _all_configurations(stream: Stream) -> str:
 def _configuration_cells(stream: Stream, configuration: Configuration) -> list[str]:
     short = short_names(stream.swept[configuration.method])
     settings = ", ".join(describe({short[name]: configuration.hyper_parameters[name] for name in short})) or "-"
-    chosen = " (chosen)" if stream.chosen[configuration.method] is configuration else ""
-    score = validation_score(configuration)
+    score = configuration.score if math.isfinite(configuration.score) else math.nan
     metrics = ("average_accuracy", "forgetting", "learning_accuracy")
-    means = [spread(configuration.scores(metric)).mean for metric in metrics]
-    numbers = [number(value) for value in (score if math.isfinite(score) else math.nan, *means)]
-    runs = [
-        f"{member} (seed {seed}{', diverged' * bool(diverged)}{', unfinished' * bool(unfinished)})"
-        for member, seed, diverged, unfinished in zip(
-            configuration.members, configuration.seeds, configuration.diverged, configuration.unfinished, strict=True
-        )
+    numbers = [number(value) for value in (score, *(spread(configuration.scores(metric)).mean for metric in metrics))]
+    runs = [_run(configuration, index) for index in range(len(configuration.members))]
+    return [text(configuration.method), text(settings + _use(stream, configuration)), *numbers, text(", ".join(runs))]
+
+
+def _use(stream: Stream, configuration: Configuration) -> str:
+    """What was made of a configuration, as an appendix to its name."""
+    if configuration.stopped.any():
+        return " (stopped early)"
+    rows = stream.choices[configuration.method].configuration
+    index = next(i for i, each in enumerate(stream.of(configuration.method)) if each is configuration)
+    taken = int((rows == index).sum())
+    return " (chosen)" if taken == rows.size else f" (chosen for {taken} of {rows.size} rows)" if taken else ""
+
+
+def _run(configuration: Configuration, index: int) -> str:
+    """A member with its seed and what is special about it."""
+    only = np.arange(len(configuration.members)) == index
+    facts = [f"seed {configuration.seeds[index]}"]
+    facts += ["used to choose, not reported"] * (not configuration.counted[index])
+    facts += ["diverged"] * bool(configuration.diverged[index])
+    facts += ["unfinished"] * bool(configuration.unfinished[index])
+    facts += [f"stopped after task {tasks_done(configuration, only)}"] * bool(configuration.stopped[index])
+    return f"{configuration.members[index]} ({', '.join(facts)})"
+
+
+def _protocols(comparison: Comparison | None) -> str:
+    """What each protocol would have chosen and reported, beside the best on test."""
+    if comparison is None:
+        return ""
+    title, caption = CAPTIONS["selection"]
+    columns = [("method", True), *((each.name, False) for each in comparison.protocols), ("best on test", False)]
+    scopes = [f'<span class="soft">{text(each)}</span>' for each in ("measured on", *comparison.measured_on)]
+    lines = [[*scopes, scopes[1]]]
+    lines += [
+        [text(method), *(_outcome(each, outcomes[0]) for each in outcomes)]
+        for method, outcomes in comparison.methods.items()
     ]
-    return [text(configuration.method), text(settings + chosen), *numbers, text(", ".join(runs))]
+    lines.append(["points below the best on test, mean", *map(number, comparison.gaps), "-"])
+    told = "".join(f"<li><b>{text(each.name)}</b>: {_in_full(each)}</li>" for each in comparison.protocols)
+    said = text(" ".join(sentences(comparison)))
+    return (
+        f'<h3>{title}</h3><p class="caption">{text(caption)}</p><p>{said}</p>{_table(columns, lines)}'
+        f'<ul class="notes">{told}</ul>'
+    )
+
+
+def _in_full(protocol: Protocol) -> str:
+    return text(f"{protocol.words}." + f" {protocol.caution}." * bool(protocol.caution))
+
+
+def _outcome(outcome: Outcome, first: Outcome) -> str:
+    """The number, and what was chosen for it: marked where it is not what the first protocol chose."""
+    look = "soft" if outcome.chosen == first.chosen else "flag"
+    return f'{percent(outcome.accuracy)}<br><span class="{look}">{text(outcome.chosen)}</span>'
 
 
 def _table(columns: Sequence[tuple[str, bool]], rows: Sequence[Sequence[str]]) -> str:

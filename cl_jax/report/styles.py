@@ -4,7 +4,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from cl_jax.report.configurations import BASELINE, UPPER_BOUND, Stream
+from cl_jax.report.configurations import BASELINE, UPPER_BOUND
+from cl_jax.report.streams import Stream
 
 # Read on white and on near-black, and told apart by most colour-blind readers in this order.
 COLOURS = ("#2f7fd1", "#e07b1a", "#1f9e77", "#d1495b", "#8e6bc9", "#a3762b", "#d268a8", "#7f9a1f", "#16a0b8")

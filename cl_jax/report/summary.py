@@ -1,13 +1,16 @@
 """One row a stream and method: what the chosen configuration reached, how surely, and what to beware of."""
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow
 
-from cl_jax.report.configurations import BASELINE, Configuration, Stream, read, validation_score
+from cl_jax.report.cautions import cautions
+from cl_jax.report.configurations import BASELINE, Configuration
+from cl_jax.report.settings import is_number, short_names, tried_values
+from cl_jax.report.streams import Stream, read
+from cl_jax.selection import ALL, Protocol
 from cl_jax.statistics import Difference, Spread, paired_difference, spread
 
 SPREADS = (
@@ -26,13 +29,17 @@ class SummaryRow(NamedTuple):
     stream: str
     method: str
     num_tasks: int
-    chosen: dict[str, Any]  # short name of each swept hyper-parameter -> chosen value
+    first_task: int  # every number is of the tasks from this one on; 1: of all
+    protocol: Protocol
+    chosen: dict[str, Any]  # short name of each swept hyper-parameter -> chosen value; empty where none was chosen
     tried: dict[str, list[Any]]  # the same names -> values tried, sorted where they are numbers
     at_edge: list[str]  # names whose chosen value is the smallest or largest tried: the grid may be too narrow
     members: list[str]  # the complete members that the numbers come from
-    num_seeds: int  # of the chosen configuration, complete or not
+    num_seeds: int  # that are to be reported, complete or not
+    num_complete: int
     num_diverged: int
     num_unfinished: int
+    num_stopped: int  # configurations of the method that were stopped at a boundary
     average_accuracy: Spread
     average_incremental_accuracy: Spread
     forgetting: Spread
@@ -42,10 +49,17 @@ class SummaryRow(NamedTuple):
     difference: Difference | None  # in average accuracy to fine-tuning, paired by seed; None: no such pair
     warnings: list[str]  # what else a reader must know before using the row
 
+    @property
+    def num_reported(self) -> int:
+        """The number of tasks that every number is of."""
+        return self.num_tasks - self.first_task + 1
 
-def summary(table: pyarrow.Table, num_tasks: Mapping[str, int] | None = None) -> list[SummaryRow]:
-    """One row per (stream, method), in the order of `configurations.by_result`; see `read` there for the arguments."""
-    return summarize(read(table, num_tasks))
+
+def summary(
+    table: pyarrow.Table, num_tasks: Mapping[str, int] | None = None, protocol: Protocol = ALL
+) -> list[SummaryRow]:
+    """One row per (stream, method), in the order of `streams.by_result`; see `streams.read` for the arguments."""
+    return summarize(read(table, num_tasks, protocol))
 
 
 def summarize(streams: Sequence[Stream]) -> list[SummaryRow]:
@@ -53,93 +67,59 @@ def summarize(streams: Sequence[Stream]) -> list[SummaryRow]:
     return [_row(stream, method) for stream in streams for method in stream.chosen]
 
 
-def short_names(names: Sequence[str]) -> dict[str, str]:
-    """The shortest dotted ending of each name that no other has, underscores as spaces: methods.ewc.strength ->
-    strength."""
-
-    def ending(name: str, length: int) -> str:
-        return ".".join(name.split(".")[-length:])
-
-    short = {}
-    for name in names:
-        length = 1
-        while any(ending(other, length) == ending(name, length) for other in names if other != name):
-            length += 1
-        short[name] = ending(name, length).replace("_", " ")
-    return short
-
-
-def is_number(value: Any) -> bool:
-    """An int or float; True and False are not."""
-    return isinstance(value, int | float) and not isinstance(value, bool)
-
-
-def tried_values(configurations: Sequence[Configuration], name: str) -> list[Any]:
-    """The distinct values of a hyper-parameter, sorted where all are numbers, else in order of appearance."""
-    values = list({repr(value): value for value in (each.hyper_parameters[name] for each in configurations)}.values())
-    return sorted(values) if all(map(is_number, values)) else values
-
-
 def _row(stream: Stream, method: str) -> SummaryRow:
-    chosen, candidates = stream.chosen[method], stream.of(method)
+    shown, of = stream.chosen[method], stream.of(method)
     short = short_names(stream.swept[method])
-    tried = {short[name]: tried_values(candidates, name) for name in short}
-    values = {short[name]: chosen.hyper_parameters[name] for name in short}
-    at_edge = [name for name in tried if chosen.complete.any() and _at_edge(values[name], tried[name])]
+    tried, ends = {short[name]: tried_values(of, name) for name in short}, _ends(stream, method)
     return SummaryRow(
         stream=stream.label,
         method=method,
         num_tasks=stream.num_tasks,
-        chosen=values,
+        first_task=shown.first_task,
+        protocol=stream.protocol,
+        chosen={} if shown.stopped.any() else {short[name]: shown.hyper_parameters[name] for name in short},
         tried=tried,
-        at_edge=at_edge,
-        members=[member for member, complete in zip(chosen.members, chosen.complete, strict=True) if complete],
-        num_seeds=len(chosen.seeds),
-        num_diverged=int(chosen.diverged.sum()),
-        num_unfinished=int(chosen.unfinished.sum()),
-        **{name: spread(chosen.scores(name)) for name in SPREADS},
-        difference=_paired(chosen, stream.chosen.get(BASELINE)),
-        warnings=_warnings(stream, chosen, candidates),
+        at_edge=[short[name] for name in short if _at_edge(ends, name, tried[short[name]])],
+        members=_members(stream, method),
+        num_seeds=int(shown.counted.sum()),
+        num_complete=int(shown.reported.sum()),
+        num_diverged=int((shown.diverged & shown.counted).sum()),
+        num_unfinished=int((shown.unfinished & shown.counted).sum()),
+        num_stopped=sum(bool(each.stopped.any()) for each in of),
+        **{name: spread(shown.scores(name)) for name in SPREADS},
+        difference=_paired(shown, stream.chosen.get(BASELINE)),
+        warnings=cautions(stream, method),
     )
 
 
-def _warnings(stream: Stream, chosen: Configuration, candidates: list[Configuration]) -> list[str]:
-    notes: list[str] = []
-    seeds = len(chosen.seeds)
-    if chosen.diverged.any():
-        notes.append(f"{chosen.diverged.sum()} of {seeds} seeds diverged")
-    if chosen.unfinished.any():
-        done = _tasks_done(chosen, chosen.unfinished)
-        notes.append(f"{chosen.unfinished.sum()} of {seeds} seeds unfinished (after task {done} of {stream.num_tasks})")
-    others = [each for each in candidates if each is not chosen]
-    diverged = sum(bool(each.diverged.any()) for each in others)
-    unfinished = sum(bool(each.unfinished.any()) for each in others)
-    if diverged:
-        notes.append(f"{diverged} of {len(others)} other configurations with a diverged seed")
-    if unfinished:
-        notes.append(f"{unfinished} of {len(others)} other configurations with an unfinished seed")
-    if others and math.isinf(validation_score(chosen)):
-        reason = "no validation accuracy" if chosen.complete.any() else "no finished run"
-        notes.append(f"{reason} to choose by, the first configuration is shown")
-    return notes
+def _ends(stream: Stream, method: str) -> list[Configuration]:
+    """The configurations that the finished seeds end with."""
+    shown, of = stream.chosen[method], stream.of(method)
+    rows = stream.choices[method].configuration[np.isin(stream.seeds, shown.seeds[shown.complete]), -1]
+    return [of[index] for index in np.unique(rows[rows >= 0])]
 
 
-def _tasks_done(configuration: Configuration, members: np.ndarray) -> int:
-    """The last task after which every one of these members was evaluated; 0: none."""
-    evaluated = ~np.isnan(configuration.accuracy["test"][members]).all(axis=-1)
-    return int(np.max(np.flatnonzero(evaluated.all(axis=0)) + 1, initial=0))
+def _at_edge(ends: Sequence[Configuration], name: str, tried: list[Any]) -> bool:
+    numbers = [each for each in tried if is_number(each)]
+    values = [each.hyper_parameters[name] for each in ends]
+    return len(numbers) > 1 and any(is_number(value) and value in (min(numbers), max(numbers)) for value in values)
 
 
-def _paired(chosen: Configuration, baseline: Configuration | None) -> Difference | None:
-    if baseline is None or baseline is chosen:
+def _members(stream: Stream, method: str) -> list[str]:
+    """The complete members that the numbers of the method come from, each once."""
+    shown, of, choice = stream.chosen[method], stream.of(method), stream.choices[method]
+    members = []
+    for seed in shown.seeds[shown.reported]:
+        rows = choice.configuration[stream.seeds == seed][0, shown.first_task - 1 :]
+        members += [of[index].member(seed) for index in np.unique(rows)]
+    return members
+
+
+def _paired(shown: Configuration, baseline: Configuration | None) -> Difference | None:
+    if baseline is None or baseline is shown:
         return None
-    seeds = np.intersect1d(chosen.seeds[chosen.complete], baseline.seeds[baseline.complete])
+    seeds = np.intersect1d(shown.seeds[shown.reported], baseline.seeds[baseline.reported])
     if not len(seeds):
         return None
-    pair = (each.scores("average_accuracy")[np.isin(each.seeds[each.complete], seeds)] for each in (chosen, baseline))
+    pair = (each.scores("average_accuracy")[np.isin(each.seeds[each.reported], seeds)] for each in (shown, baseline))
     return paired_difference(*pair)
-
-
-def _at_edge(value: Any, tried: list[Any]) -> bool:
-    numbers = [each for each in tried if is_number(each)]
-    return is_number(value) and len(numbers) > 1 and value in (min(numbers), max(numbers))

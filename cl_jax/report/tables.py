@@ -14,14 +14,15 @@ import rich.text
 
 from cl_jax.errors import unknown
 from cl_jax.report import cells
-from cl_jax.report.cells import describe, format_value, printable
+from cl_jax.report.cells import printable
 from cl_jax.report.configurations import BASELINE
+from cl_jax.report.settings import describe, format_value
 from cl_jax.report.summary import SPREADS, SummaryRow
 from cl_jax.report.words import findings
 
 TERMINAL_WIDTH = 100
 _MEANINGS = {
-    "accuracy": "over all tasks, at the end",
+    "accuracy": "over {tasks}, at the end",
     "forgetting": "what the earlier tasks lost since their best",
     "learning": "accuracy on each task just after training on it",
 }
@@ -73,7 +74,8 @@ def _terminal(rows: Sequence[SummaryRow]) -> str:
             table.add_column(column.header, justify=justify, overflow="fold", no_wrap=not column.words)
         for row in group:
             table.add_row(*(rich.text.Text(column.cell(row)) for column in shown))
-        meanings = [f"{each.header}: {_MEANINGS[each.header]}." for each in shown if each.header in _MEANINGS]
+        known = [each.header for each in shown if each.header in _MEANINGS]
+        meanings = [f"{header}: {_MEANINGS[header].format(tasks=cells.tasks(group[0]))}." for header in known]
         tasks = f"{group[0].num_tasks} task" + "s" * (group[0].num_tasks != 1)
         console.print(rich.text.Text(f"{printable(stream)}, {tasks}\n"))
         console.print(table)
@@ -142,14 +144,16 @@ def _csv(rows: Sequence[SummaryRow]) -> str:
     writer = csv.writer(out, lineterminator="\n")
     spreads = [f"{name}_{part}" for name in SPREADS for part in ("mean", "std", "sem", "n")]
     differences = [f"difference_to_{BASELINE}_{part}" for part in ("mean", "low", "high", "n")]
-    facts = ["stream", "method", "chosen", "tried", "at_edge", "seeds", "complete", "diverged", "unfinished"]
-    writer.writerow([*facts, *spreads, *differences, "notes", "members"])
+    facts = ["stream", "method", "selection", "first_task", "chosen", "tried", "at_edge"]
+    counts = ["seeds", "complete", "diverged", "unfinished", "stopped_configurations"]
+    writer.writerow([*facts, *counts, *spreads, *differences, "notes", "members"])
     for row in rows:
         tried = [f"{name} {' '.join(map(format_value, values))}" for name, values in row.tried.items()]
         writer.writerow(
             [
-                *(row.stream, row.method, "; ".join(describe(row.chosen)), "; ".join(tried), "; ".join(row.at_edge)),
-                *(row.num_seeds, len(row.members), row.num_diverged, row.num_unfinished),
+                *(row.stream, row.method, row.protocol.words, row.first_task),
+                *("; ".join(describe(row.chosen)), "; ".join(tried), "; ".join(row.at_edge)),
+                *(row.num_seeds, row.num_complete, row.num_diverged, row.num_unfinished, row.num_stopped),
                 *(_exact(part) for name in SPREADS for part in getattr(row, name)),
                 *(map(_exact, row.difference) if row.difference else [""] * 4),
                 *("; ".join(row.warnings), " ".join(row.members)),

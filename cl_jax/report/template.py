@@ -125,7 +125,7 @@ CAPTIONS = {
         "learning too; the best average accuracy lies between. The grey bar is the value chosen on the validation "
         "split; if it is at the end of the axis, the best one may lie outside. Where several hyper-parameters were "
         "swept, each value is shown with the best of the others by validation accuracy. Shaded: ± 1 standard "
-        "deviation over seeds.",
+        "deviation over seeds. What was stopped early has no point.",
     ),
     "accuracy-matrix": (
         "Accuracy matrix",
@@ -138,6 +138,14 @@ CAPTIONS = {
         "One panel a method, one line a task. A task's line is solid from when it was trained, dotted before; what "
         "it loses afterwards is forgetting. 0 tasks trained: the initial weights. Shaded, for up to six tasks: ± 1 "
         "standard deviation over seeds.",
+    ),
+    "selection": (
+        "What the choice of selection protocol changes",
+        "The same runs under the field's protocols, which differ in the validation data that they look at and in the "
+        "seeds and tasks that they measure, so that two columns compare only where they measure the same. Each cell: "
+        "test accuracy at the end and, below it, what was chosen, orange where it is not what the first column has. "
+        "The last column cheats: it chooses on the test split. The last row says how far a protocol's numbers lie "
+        "below such a choice on the same seeds and tasks, the price of leaving the test split alone.",
     ),
 }
 
@@ -185,7 +193,7 @@ GLOSSARY = (
     (
         "Chosen, and the star *",
         "Each method was trained with every value of its grid; the table shows the one with the best accuracy on the "
-        "validation split. A star marks the edge of the grid: the smallest or largest value tried was best, the true "
-        "optimum may lie beyond, so widen the grid before comparing.",
+        "validation split, by the protocol named below the table. A star marks the edge of the grid: the smallest or "
+        "largest value tried was best, the true optimum may lie beyond, so widen the grid before comparing.",
     ),
 )

@@ -3,9 +3,10 @@
 import math
 from collections.abc import Sequence
 
-from cl_jax.report.cells import number, printable
+from cl_jax.report.cells import number, printable, tasks
 from cl_jax.report.configurations import BASELINE, UPPER_BOUND
 from cl_jax.report.summary import SummaryRow
+from cl_jax.selection import ALL
 
 
 def findings(rows: Sequence[SummaryRow]) -> list[str]:
@@ -28,10 +29,11 @@ def findings(rows: Sequence[SummaryRow]) -> list[str]:
 
 
 def _forgotten(row: SummaryRow) -> str:
-    end = f"accuracy over all {row.num_tasks} tasks ends at {number(row.average_accuracy.mean)} %"
+    over = f"all {row.num_tasks} tasks" if row.first_task == 1 else tasks(row)
+    end = f"accuracy over {over} ends at {number(row.average_accuracy.mean)} %"
     learned, lost = row.learning_accuracy.mean, row.forgetting.mean
     if math.isnan(learned) or math.isnan(lost):
-        return f"Fine-tuning, which protects nothing: {end if row.num_tasks > 1 else _one_task(row)}."
+        return f"Fine-tuning, which protects nothing: {end if row.num_reported > 1 else _one_task(row)}."
     kept = f"then forgets: the earlier tasks lose {number(lost)} points"
     if number(lost).startswith("-") or number(lost) == "0.0":
         kept = "forgets nothing of the earlier tasks"
@@ -41,7 +43,7 @@ def _forgotten(row: SummaryRow) -> str:
 def _kept(row: SummaryRow, baseline: SummaryRow | None) -> str:
     name = printable(row.method)
     score = f"{number(row.average_accuracy.mean)} %"
-    if row.num_tasks == 1:
+    if row.num_reported == 1:
         return f"{name} is highest: {_one_task(row)}."
     if baseline is None or row.difference is None:
         cost = f", {number(row.learning_accuracy.mean)} % just after learning" * _known(row.learning_accuracy.mean)
@@ -105,11 +107,12 @@ def _doubts(rows: Sequence[SummaryRow]) -> list[str]:
     doubts += [f"Seeds diverged: {named(diverged)}."] * bool(diverged)
     if max(row.average_accuracy.n for row in rows) == 1:
         doubts.append("One seed only: differences may be chance.")
-    return doubts
+    protocol = rows[0].protocol
+    return doubts + [f"What is shown of each method was chosen by {protocol.words}."] * (protocol.name != ALL.name)
 
 
 def _one_task(row: SummaryRow) -> str:
-    return f"{number(row.average_accuracy.mean)} % on the only task"
+    return f"{number(row.average_accuracy.mean)} % on {'the only task' if row.num_tasks == 1 else tasks(row)}"
 
 
 def _known(value: float) -> bool:

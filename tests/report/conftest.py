@@ -39,6 +39,7 @@ def results_table(
     seeds: Sequence[int] = (0, 1, 2),
     accuracy: Callable[[str, Mapping[str, Any], int, int], np.ndarray] = default_accuracy,
     test: Callable[[str, Mapping[str, Any], int, int], np.ndarray] | None = None,
+    unfinished: Callable[[str, Mapping[str, Any], int], int | None] = lambda method, config, seed: None,
     stopped: Callable[[str, Mapping[str, Any], int], int | None] = lambda method, config, seed: None,
     diverged: Callable[[str, Mapping[str, Any], int], bool] = lambda method, config, seed: False,
 ) -> pa.Table:
@@ -48,7 +49,8 @@ def results_table(
         methods: label -> configurations, each a mapping of hyper-parameters without the prefix "config.".
         accuracy: `(method, config, num_tasks, seed) -> [T + 1, T]`.
         test: the same for the test split, where it differs.
-        stopped: `(method, config, seed)` -> number of tasks done by an unfinished member, None for a finished one.
+        unfinished: `(method, config, seed)` -> number of tasks done by an unfinished member, None for a finished one.
+        stopped: the same for members that were stopped on purpose.
         diverged: which members carry the flag.
     """
     methods = methods or {
@@ -65,7 +67,8 @@ def results_table(
         for config in configs:
             for seed in seeds:
                 member = hashlib.sha1(repr((stream, method, sorted(config.items()), seed)).encode()).hexdigest()[:12]
-                last = stopped(method, config, seed)
+                end = stopped(method, config, seed)
+                last = unfinished(method, config, seed) if end is None else end
                 for split in ("validation", "test"):
                     values = (test if test and split == "test" else accuracy)(method, config, num_tasks, seed)
                     for after, task in np.ndindex(num_tasks + 1, num_tasks):
@@ -74,7 +77,8 @@ def results_table(
                         for metric, value in (("accuracy", values[after, task]), ("loss", 1 - values[after, task])):
                             row = {
                                 **{"member": member, "method": method, "stream": stream, "seed": seed},
-                                **{"diverged": diverged(method, config, seed), "after_task": after, "task": task + 1},
+                                **{"diverged": diverged(method, config, seed), "stopped": end is not None},
+                                **{"after_task": after, "task": task + 1},
                                 **{"split": split, "metric": metric, "value": float(value)},
                                 **{f"config.{name}": config.get(name) for name in names},
                             }

@@ -5,7 +5,7 @@ import pyarrow as pa
 import pytest
 
 from cl_jax.errors import UserError
-from cl_jax.report.configurations import read
+from cl_jax.report.streams import read
 
 STRENGTH = "methods.ewc.strength"
 
@@ -83,10 +83,10 @@ def test_divergence_flagged_on_some_rows_counts(make_table):
 
 
 def test_an_unfinished_configuration_is_chosen_only_if_there_is_no_other(make_table):
-    def stopped(method, config, seed):
+    def unfinished(method, config, seed):
         return 2 if config[STRENGTH] == 1.0 and seed == 1 else None
 
-    (stream,) = read(make_table(ewc(1.0, 10.0), accuracy=flat(LEVELS), stopped=stopped))
+    (stream,) = read(make_table(ewc(1.0, 10.0), accuracy=flat(LEVELS), unfinished=unfinished))
     assert stream.chosen["ewc"].hyper_parameters == {STRENGTH: 10.0}
     np.testing.assert_array_equal(stream.configurations[0].complete, [True, False, True])
     assert stream.configurations[0].scores("average_accuracy").shape == (2,)

@@ -7,9 +7,9 @@ import pyarrow as pa
 import pytest
 
 from cl_jax.report import panels, styles
-from cl_jax.report.configurations import read
 from cl_jax.report.drawing import FORMATS
 from cl_jax.report.figures import write_figures
+from cl_jax.report.streams import read
 
 FIRST_BYTES = {"svg": b"<?xml", "pdf": b"%PDF-", "png": b"\x89PNG"}
 
@@ -76,7 +76,11 @@ def test_panels_fill_their_rows():
 def test_strength_panel_marks_the_chosen_value(table):
     (stream,) = read(table)
     ewc = next(panel for panel in panels.strength_panels(stream) if panel.method == "ewc")
-    assert ewc.ticks == ["0.1", "1", "10", "100", "1000"] and ewc.ticks[ewc.chosen] == "10" and ewc.logarithmic
+    assert (
+        ewc.ticks == ["0.1", "1", "10", "100", "1000"]
+        and [ewc.ticks[i] for i in ewc.chosen] == ["10"]
+        and ewc.logarithmic
+    )
     chosen = stream.chosen["ewc"].scores("average_accuracy")
     np.testing.assert_allclose(ewc.metrics["average accuracy"].mean[2], 100 * chosen.mean())
     np.testing.assert_allclose(ewc.metrics["average accuracy"].std[2], 100 * chosen.std(ddof=1))
@@ -114,7 +118,7 @@ def test_every_format_is_written(kind, make_table, tmp_path):
     odd = {"_$\\frac{$ <b> \u732b \U0001f600 %": [{"s": value} for value in (0.0, 1.0)], "finetune": [{}]}
     makers = {
         "single": lambda: make_table({"ewc": [{}]}, seeds=(0,), num_tasks=1),
-        "odd": lambda: make_table(odd, num_tasks=2, stopped=lambda method, *_: 1 if method == "finetune" else None),
+        "odd": lambda: make_table(odd, num_tasks=2, unfinished=lambda method, *_: 1 if method == "finetune" else None),
     }
     (stream,) = read(makers[kind]())
     paths = write_figures(stream, tmp_path, "name")

@@ -36,7 +36,7 @@ def page(make_table, tmp_path_factory):
         {ATTACK: [{f"m.{ATTACK}": value} for value in (1.0, 2.0)], "%{x} <b>": [{"kind": ATTACK}, {"kind": "b"}]},
         stream=f"hostile {ATTACK}",
         num_tasks=3,
-        stopped=lambda method, config, seed: 1 if method != ATTACK else None,
+        unfinished=lambda method, config, seed: 1 if method != ATTACK else None,
         diverged=lambda method, config, seed: config.get(f"m.{ATTACK}") == 2.0,
     )
     path = tmp_path_factory.mktemp("page") / "report.html"

@@ -10,7 +10,8 @@ import pytest
 
 from cl_jax.errors import UserError
 from cl_jax.report import render_table, summary
-from cl_jax.report.summary import SPREADS, short_names
+from cl_jax.report.settings import short_names
+from cl_jax.report.summary import SPREADS
 
 ODD = r"_odd $x^2$ <script>alert(1)</script> & 100% | \ ~ #{1} [bold]" + "\x1b[31m"
 
@@ -54,21 +55,21 @@ def test_difference_pairs_by_seed(make_table):
     def accuracy(method, config, num_tasks, seed):
         return np.full((num_tasks + 1, num_tasks), 0.1 * seed + (0.05 if method == "other" else 0.0))
 
-    def stopped(method, config, seed):
+    def unfinished(method, config, seed):
         return 1 if (method, seed) in (("other", 0), ("finetune", 4)) else None
 
     methods = {"finetune": [{}], "other": [{}]}
-    rows = by_method(summary(make_table(methods, seeds=range(5), accuracy=accuracy, stopped=stopped)))
+    rows = by_method(summary(make_table(methods, seeds=range(5), accuracy=accuracy, unfinished=unfinished)))
     difference = rows["other"].difference
     assert difference.n == 3  # seeds 1, 2, 3 finished in both
     np.testing.assert_allclose(difference[:3], 0.05, rtol=1e-9)
 
 
 def test_partly_finished_runs_are_said_to_be(make_table):
-    def stopped(method, config, seed):
+    def unfinished(method, config, seed):
         return 2 if method == "replay" or (method == "ewc" and seed == 2) else None
 
-    rows = by_method(summary(make_table(stopped=stopped)))
+    rows = by_method(summary(make_table(unfinished=unfinished)))
     assert rows["replay"].average_accuracy.n == 0 and rows["replay"].num_unfinished == 3
     assert any("3 of 3 seeds unfinished (after task 2 of 5)" in note for note in rows["replay"].warnings)
     assert rows["ewc"].average_accuracy.n == 2

@@ -60,12 +60,12 @@ def test_one_seed_is_no_certainty(say):
 
 
 def test_nothing_finished(say):
-    assert say(stopped=lambda *_: 1).startswith("No run has been trained on all tasks yet")
+    assert say(unfinished=lambda *_: 1).startswith("No run has been trained on all tasks yet")
 
 
 def test_unfinished_and_diverged_are_named(say):
     text = say(
-        stopped=lambda method, config, seed: 1 if (method, seed) == ("keeper", 0) else None,
+        unfinished=lambda method, config, seed: 1 if (method, seed) == ("keeper", 0) else None,
         diverged=lambda method, config, seed: method == "frozen",
     )
     assert "Not all seeds have finished: keeper." in text and "Seeds diverged: frozen." in text
