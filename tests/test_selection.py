@@ -235,7 +235,10 @@ experiment = Experiment(name="tiny", description="", entries=entries, seeds=(0, 
 
 
 @pytest.mark.slow
-def test_a_real_run_under_every_protocol(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_real_run_under_every_protocol(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cl_jax.report.figures.write_figures", lambda *arguments: [])  # they have their own tests
     (tmp_path / "config.py").write_text(CONFIG)
     out = tmp_path / "out"
     cli.main(["run", str(tmp_path), "--out", str(out), "--quiet"])
