@@ -28,7 +28,9 @@ if TYPE_CHECKING:
     from cl_jax.model import Model as Model
     from cl_jax.model import linen as linen
     from cl_jax.model import nnx as nnx
+    from cl_jax.models.cnn import cnn as cnn
     from cl_jax.models.mlp import mlp as mlp
+    from cl_jax.models.resnet import resnet18 as resnet18
 
 _MODULES = ("buffer", "metrics", "train")
 _HOMES = {
@@ -43,7 +45,9 @@ _HOMES = {
     "methods.l2": ("l2",),
     "methods.replay": ("replay",),
     "model": ("Model", "linen", "nnx"),
+    "models.cnn": ("cnn",),
     "models.mlp": ("mlp",),
+    "models.resnet": ("resnet18",),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 

@@ -14,26 +14,14 @@ from typing import Any
 from cl_jax.adapters import Full
 from cl_jax.config import child, config, flatten, grid, replace, static
 from cl_jax.errors import UserError, did_you_mean
-from cl_jax.model import Model
-from cl_jax.models.mlp import INITIALIZATIONS, mlp
+from cl_jax.models import MODELS as MODELS
+from cl_jax.models import Cnn as Cnn
+from cl_jax.models import Mlp as Mlp
+from cl_jax.models import Resnet18 as Resnet18
 from cl_jax.optimizers import Adam
 from cl_jax.schedules import TaskDecay
 from cl_jax.tasks import Permuted
 from cl_jax.tasks.stream import EXPOSURES, SCENARIOS, TRAINING_MASKS
-
-
-@config
-class Mlp:
-    """Multi-layer perceptron: dense layers of these widths with ReLU between them; see `cl_jax.models.mlp`."""
-
-    hidden: tuple[int, ...] = static((100, 100), low=1)
-    initialization: str = static("uniform", choices=INITIALIZATIONS)
-
-    def build(self, num_outputs: int) -> Model:
-        return mlp(self.hidden, num_outputs, self.initialization)
-
-
-MODELS: dict[str, Any] = {"mlp": Mlp}
 
 
 @config

@@ -1,1 +1,9 @@
-"""Models as pure functions."""
+"""Models by name: pure functions of parameters and inputs."""
+
+from typing import Any
+
+from cl_jax.models.cnn import Cnn
+from cl_jax.models.mlp import Mlp
+from cl_jax.models.resnet import Resnet18
+
+MODELS: dict[str, Any] = {"mlp": Mlp, "cnn": Cnn, "resnet18": Resnet18}

@@ -4,12 +4,11 @@ import itertools
 from collections.abc import Sequence
 
 import jax
-import jax.numpy as jnp
 
+from cl_jax.config import config, static
 from cl_jax.errors import unknown
 from cl_jax.model import Model, Params
-
-INITIALIZATIONS = ("uniform", "he")
+from cl_jax.models.layers import INITIALIZATIONS, Layers, dense_layer
 
 
 def mlp(hidden: Sequence[int], num_outputs: int, initialization: str = "uniform") -> Model:
@@ -18,9 +17,7 @@ def mlp(hidden: Sequence[int], num_outputs: int, initialization: str = "uniform"
     Args:
         hidden: widths of the hidden layers.
         num_outputs: width of the head.
-        initialization: "uniform": kernels and biases uniform in +-1 / sqrt(d_in), the default of PyTorch's linear
-            layers, which most published protocols used; "he": kernels N(0, 2 / d_in), biases 0 (He et al. 2015,
-            arXiv 1502.01852), under which EWC forgot less on permuted digits.
+        initialization: "uniform" or "he", see `cl_jax.models.layers.dense_layer`.
 
     Returns:
         A model with parameters `{"dense_0": {"kernel": [d_in, d_out], "bias": [d_out]}, ...}`.
@@ -30,34 +27,30 @@ def mlp(hidden: Sequence[int], num_outputs: int, initialization: str = "uniform"
     widths = (*hidden, num_outputs)
     names = [f"dense_{i}" for i in range(len(widths))]
 
-    def layer(key_kernel: jax.Array, key_bias: jax.Array, d_in: int, d_out: int) -> Params:
-        if initialization == "he":
-            kernel = (2.0 / d_in) ** 0.5 * jax.random.normal(key_kernel, (d_in, d_out), jnp.float32)
-            return {"kernel": kernel, "bias": jnp.zeros((d_out,), jnp.float32)}
-        bound = d_in**-0.5
-        return {
-            "kernel": jax.random.uniform(key_kernel, (d_in, d_out), jnp.float32, -bound, bound),
-            "bias": jax.random.uniform(key_bias, (d_out,), jnp.float32, -bound, bound),
-        }
-
     def init(key: jax.Array, x: jax.Array) -> Params:
         fan_in = x.reshape(x.shape[0], -1).shape[1]
         keys = jax.random.split(key, 2 * len(widths))
         params = {}
         for i, (d_in, d_out) in enumerate(itertools.pairwise((fan_in, *widths))):
-            params[names[i]] = layer(keys[2 * i], keys[2 * i + 1], d_in, d_out)
+            params[names[i]] = dense_layer(keys[2 * i : 2 * i + 2], d_in, d_out, initialization)
         return params
 
     def tap(params: Params, probes: dict[str, jax.Array], x: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
+        layers = Layers(params, probes)
         h = x.reshape(x.shape[0], -1)
-        inputs = {}
-        for i, name in enumerate(names):
-            inputs[name] = h
-            h = h @ params[name]["kernel"] + params[name]["bias"][None, :]
-            if probes:
-                h = h + probes[name]
-            if i < len(names) - 1:
-                h = jax.nn.relu(h)
-        return h, inputs
+        for name in names[:-1]:
+            h = jax.nn.relu(layers.dense(name, h))
+        return layers.dense(names[-1], h), layers.inputs
 
     return Model(init=init, apply=lambda params, x: tap(params, {}, x)[0], tap=tap)
+
+
+@config
+class Mlp:
+    """Multi-layer perceptron: dense layers of these widths with ReLU between them; see `cl_jax.models.mlp`."""
+
+    hidden: tuple[int, ...] = static((100, 100), low=1)
+    initialization: str = static("uniform", choices=INITIALIZATIONS)
+
+    def build(self, num_outputs: int) -> Model:
+        return mlp(self.hidden, num_outputs, self.initialization)
