@@ -68,7 +68,7 @@ class Checkpoints:
         return None
 
     def save(self, step: int, state: Any) -> None:
-        """Starts writing in the background; `wait` says when it is safe.
+        """Starts writing arrays of the host, which must not change any more; `wait` says when it is safe.
 
         Raises:
             OSError: the disk has no room for it. Asked beforehand, because TensorStore prints a page for each array
@@ -86,8 +86,7 @@ class Checkpoints:
                 async_options=ocp.options.AsyncOptions(create_directories_asynchronously=False),
             )
             self._manager = ocp.CheckpointManager(self._folder / f"attempt-{uuid.uuid4().hex[:12]}", options=options)
-        # The next chunk is free to reuse (donate) the device buffers: hand over a copy.
-        state = jax.tree.map(lambda leaf: np.array(leaf, copy=True), state)
+        state = jax.tree.map(np.asarray, state)
         note = {"sha256": digest(state), "tasks": step, "code": code_version()}
         parts = ocp.args.Composite(state=ocp.args.StandardSave(state), note=ocp.args.JsonSave(note))
         with _STARTING:

@@ -82,12 +82,13 @@ def _call(command: options.Run | options.Plan | options.Report | options.List) -
             raise unknown("--format", command.format, options.FORMATS)
         _report(command.out, command.format, command.select)
     else:
-        from cl_jax import runner
+        from cl_jax import devices, runner
 
+        devices.every_core()
         out = command.out or Path("runs") / command.experiment.resolve().name.removesuffix(".py")
         job = runner.prepare(
             command.experiment, out, data=_data_name(command.data), folder=command.data_dir, seeds=command.seeds,
-            steps=command.steps, width=command.width,
+            steps=command.steps, width=command.width, shared=not command.unshared,
         )  # fmt: skip
         if isinstance(command, options.Run):
             # Orbax and asyncio log with a traceback what Orbax's threads raise, which also reaches us as an error.

@@ -1,7 +1,8 @@
-"""The programs of an experiment: `cl_jax.program` mapped over members and compiled.
+"""The programs of an experiment: `cl_jax.program` mapped over a wave of members and compiled.
 
-One object serves all shards. jit compiles each program once for each static structure it is called with: training and
-boundary once a group, a world and its evaluation once for all methods that share them.
+A wave is what one call computes: `width` members side by side on each device (`vmap`), devices beside each other
+(`shard_map`: nothing is communicated). All waves of all shards of a static group call one compiled program, whatever
+their number of members; a world and its evaluation are compiled once for all methods that share them.
 """
 
 import threading
@@ -11,11 +12,14 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh, PartitionSpec
 
 from cl_jax import program
 from cl_jax.data import Data
+from cl_jax.devices import AXIS, by_member, mesh_of, on_each
 from cl_jax.experiment import Member
 from cl_jax.program import World
+from cl_jax.tasks.stream import Curriculum
 from cl_jax.train import TrainState
 
 # For what runs once a seed, compiling is the larger part: a world of MNIST took 1.3 s in all instead of 2.0 s. Not for
@@ -23,24 +27,27 @@ from cl_jax.train import TrainState
 QUICK = {"xla_backend_optimization_level": 1}
 
 
-class Members(NamedTuple):
-    """Members of one static group, stacked: every leaf has a leading axis [M], M a multiple of the width."""
+class Packing(NamedTuple):
+    """How members lie on the devices. Results depend on the width in the last bits, not on the devices."""
 
-    runs: Any  # Run, leaves float32 [M]
-    plain: Any  # Run as `program.world_of` gives it, leaves float32 [M], on the host
-    seeds: jax.Array  # int32 [M]
+    mesh: Mesh
+    width: int  # members side by side on one device
+
+    @property
+    def wave(self) -> int:
+        """Members a call."""
+        return self.mesh.size * self.width
 
 
-def stack(members: Sequence[Member], width: int) -> Members:
-    """Pads to a multiple of the width by repeating the last member."""
-    padded = [*members, *[members[-1]] * (-len(members) % width)]
-    runs = [jax.tree.map(np.float32, member.entry.run) for member in padded]
-    plain = [jax.tree.map(np.float32, program.world_of(run)) for run in runs]
-    return Members(
-        jax.tree.map(lambda *leaves: jnp.asarray(np.stack(leaves)), *runs),
-        jax.tree.map(lambda *leaves: np.stack(leaves), *plain),
-        jnp.asarray([member.seed for member in padded], jnp.int32),
-    )
+class Wave(NamedTuple):
+    """Members that one call trains, stacked and padded: every leaf has a leading axis [wave], over the devices."""
+
+    places: np.ndarray  # int [real members], their places in the shard; the padding repeats the last one
+    packing: Packing
+    runs: Any  # Run, leaves float32 [wave]
+    plain: Any  # Run as `program.world_of` gives it, leaves float32 [wave]
+    seeds: jax.Array  # int32 [wave]
+    curriculum: Curriculum
 
 
 class Programs:
@@ -48,71 +55,126 @@ class Programs:
 
     Args:
         on_trace: told the name of a program whenever one is traced.
+        devices: what members are spread over; None: all that are here.
     """
 
-    def __init__(self, on_trace: Callable[[str], None] = lambda name: None):
-        quick = QUICK if jax.default_backend() == "cpu" else None
+    def __init__(self, on_trace: Callable[[str], None] = lambda name: None, devices: Sequence[Any] | None = None):
+        self._devices = list(jax.local_devices() if devices is None else devices)
         self._worlds: dict[Any, World] = {}
+        self._placed: dict[Any, Data] = {}
         self._lock = threading.Lock()  # two shards that need the same program at once would both compile it
+        quick = QUICK if self._devices[0].platform == "cpu" else None
 
-        def compiled(name: str, function: Callable[..., Any], **arguments: Any) -> Callable[..., Any]:
+        def compiled(name: str, function: Callable[..., Any], **arguments: Any) -> Any:
             def traced(*values: Any, **static: Any) -> Any:
                 on_trace(name)
                 return function(*values, **static)
 
-            return jax.jit(traced, static_argnames=("width", "num_steps"), **arguments)
-
-        def over_members(function: Callable[..., Any]) -> Callable[..., Any]:
-            def mapped(stacked: Any, data: Data, *shared: jax.Array, width: int, **static: int) -> Any:
-                return jax.lax.map(lambda member: function(*member, data, *shared, **static), stacked, batch_size=width)
-
-            return mapped
-
-        def part(stacked: Any, first: jax.Array, *, width: int) -> Any:
-            return jax.tree.map(lambda leaf: jax.lax.dynamic_slice_in_dim(leaf, first, width), stacked)
+            return jax.jit(traced, static_argnames=("packing", "num_steps"), **arguments)
 
         self._world = compiled("world", program.make_world, compiler_options=quick)
         self._init = compiled("init", over_members(program.init), compiler_options=quick)
-        self._steps = compiled("steps", over_members(program.steps))
-        self._end_task = compiled("end_task", over_members(program.end_task))
-        self._part = compiled("part", part, compiler_options=quick)
-        self._row = compiled("row", jax.vmap(program.row, in_axes=(0, 0, 0, None, None)))
+        self._steps = compiled("steps", over_members(program.steps), donate_argnums=1)
+        self._end_task = compiled("end_task", over_members(program.end_task), donate_argnums=1)
+        self._row = compiled("row", over_members(program.row))
 
-    def worlds(self, members: Members, data: Data) -> World:
-        """The members' worlds, stacked. Each is made once, alone: whatever shares it starts from the same bits."""
+    def packing(self, num_members: int, width: int) -> Packing:
+        """As many devices as the members fill."""
+        return Packing(mesh_of(self._devices[: max(1, -(-num_members // width))]), width)
+
+    def data(self, data: Data, mesh: Mesh) -> Data:
+        """The data set on each device of a mesh, put there once."""
+        key = (mesh, data.sha256, data.sizes)
+        with self._lock:
+            if key not in self._placed:
+                here = mesh.size == 1 and data.images.devices() == set(mesh.devices.flat)
+                self._placed[key] = data if here else jax.device_put(data, on_each(mesh))
+            return self._placed[key]
+
+    def worlds(self, members: Sequence[Member], data: Data) -> list[World]:
+        """The members' worlds, on the host. Each is made once, alone: whatever shares it starts from the same bits."""
         made = []
-        for number, seed in enumerate(members.seeds.tolist()):
-            plain = jax.tree.map(lambda leaf, number=number: leaf[number], members.plain)
+        for member in members:
+            plain = jax.tree.map(np.float32, program.world_of(member.entry.run))
             leaves, structure = jax.tree.flatten(plain)
-            key = (structure, tuple(map(float, leaves)), seed, data.sha256, data.sizes)
+            key = (structure, tuple(map(float, leaves)), member.seed, data.sha256, data.sizes)
             with self._lock:
                 if key not in self._worlds:
-                    self._worlds[key] = jax.tree.map(np.asarray, self._world(plain, jnp.int32(seed), data))
+                    self._worlds[key] = jax.tree.map(np.asarray, self._world(plain, jnp.int32(member.seed), data))
                 made.append(self._worlds[key])
-        return jax.tree.map(lambda *each: jnp.asarray(np.stack(each)), *made)
+        return made
 
-    def init(self, members: Members, world: World, data: Data, *, width: int) -> TrainState:
-        """The state of every member before its first step."""
-        return self._init((members.runs, members.seeds, world.curriculum, world.params), data, width=width)
+    def wave(self, members: Sequence[Member], worlds: Sequence[World], index: np.ndarray, packing: Packing) -> Wave:
+        """The members at `index`, on the devices."""
+        at = padded(index, packing.wave)
+        runs = [jax.tree.map(np.float32, members[i].entry.run) for i in at]
+        put = by_member(packing.mesh)
+        return Wave(
+            index,
+            packing,
+            jax.device_put(stack(runs), put),
+            jax.device_put(stack([jax.tree.map(np.float32, program.world_of(run)) for run in runs]), put),
+            jax.device_put(np.array([members[i].seed for i in at], np.int32), put),
+            jax.device_put(stack([worlds[i].curriculum for i in at]), put),
+        )
+
+    def init(self, wave: Wave, params: Any, data: Data) -> TrainState:
+        """The state of every member before its first step, from its first parameters [wave, ...]."""
+        return self._init((wave.runs, wave.seeds, wave.curriculum), params, data, packing=wave.packing)
+
+    def init_shapes(self, wave: Wave, params: Any, data: Data) -> TrainState:
+        """Shapes and dtypes of what `init` gives; nothing is computed."""
+        return self._init.eval_shape((wave.runs, wave.seeds, wave.curriculum), params, data, packing=wave.packing)
 
     def steps(
-        self, members: Members, world: World, state: TrainState, data: Data, task: int, first_step: int, *,
-        num_steps: int, width: int,
-    ) -> tuple[TrainState, jax.Array]:  # fmt: skip
-        """The state after some steps of a task, and each member's mean loss over them."""
-        stacked = (members.runs, members.seeds, world.curriculum, state)
-        return self._steps(stacked, data, jnp.int32(task), jnp.int32(first_step), num_steps=num_steps, width=width)
+        self, wave: Wave, state: TrainState, data: Data, task: int, first_step: int, *, num_steps: int
+    ) -> tuple[TrainState, jax.Array]:
+        """The state after some steps of a task, and each member's mean loss over them. Uses `state` up."""
+        about = (wave.runs, wave.seeds, wave.curriculum)
+        numbers = (np.int32(task), np.int32(first_step))
+        return self._steps(about, state, data, *numbers, num_steps=num_steps, packing=wave.packing)
 
-    def end_task(
-        self, members: Members, world: World, state: TrainState, data: Data, task: int, *, width: int
-    ) -> tuple[TrainState, np.ndarray]:
-        """The state after a boundary, and its evaluation: float32 [M, splits, metrics, T]."""
-        stacked = (members.runs, members.seeds, world.curriculum, state)
-        state, params = self._end_task(stacked, data, jnp.int32(task), width=width)
-        rows = []
-        # Evaluated in parts of one width, so that groups of any size share one compiled evaluation.
-        for first in range(0, members.seeds.shape[0], width):
-            with self._lock:
-                part = self._part((members.plain, world.curriculum, params), jnp.int32(first), width=width)
-                rows.append(self._row(*part, data, jnp.int32(task + 1)))
-        return state, np.concatenate([np.asarray(row) for row in rows])
+    def compiled_steps(self, wave: Wave, state: Any, data: Data, num_steps: int) -> jax.stages.Compiled:
+        """The program that `steps` runs, for a look at its memory and its text; `state`: arrays or shapes."""
+        about, numbers = (wave.runs, wave.seeds, wave.curriculum), (np.int32(0), np.int32(0))
+        return self._steps.lower(about, state, data, *numbers, num_steps=num_steps, packing=wave.packing).compile()
+
+    def end_task(self, wave: Wave, state: TrainState, data: Data, task: int) -> tuple[TrainState, jax.Array]:
+        """The state after a boundary, and its evaluation: float32 [wave, splits, metrics, T]. Uses `state` up."""
+        about = (wave.runs, wave.seeds, wave.curriculum)
+        state, params = self._end_task(about, state, data, np.int32(task), packing=wave.packing)
+        with self._lock:
+            row = self._row((wave.plain, wave.curriculum), params, data, np.int32(task + 1), packing=wave.packing)
+        return state, row
+
+
+def over_members(function: Callable[..., Any]) -> Callable[..., Any]:
+    """`function(*about, value, data, *shared)` of one member, for a wave of them."""
+
+    def mapped(about: Any, value: Any, data: Data, *shared: jax.Array, packing: Packing, **static: int) -> Any:
+        def local(about: Any, value: Any, data: Data, *shared: jax.Array) -> Any:
+            def one(about: Any, value: Any) -> Any:
+                return function(*about, value, data, *shared, **static)
+
+            if packing.width > 1:
+                return jax.vmap(one)(about, value)
+            # Without the axis of one: a batch of one matrix product is compiled as something slower.
+            return jax.tree.map(lambda leaf: leaf[None], one(*jax.tree.map(lambda leaf: leaf[0], (about, value))))
+
+        split, whole = PartitionSpec(AXIS), PartitionSpec()
+        specs = (split, split, whole, *[whole] * len(shared))
+        # The check wants every constant that a scan starts from marked as different on each device.
+        run = jax.shard_map(local, mesh=packing.mesh, in_specs=specs, out_specs=split, check_vma=False)
+        return run(about, value, data, *shared)
+
+    return mapped
+
+
+def padded(index: np.ndarray, wave: int) -> np.ndarray:
+    """To a multiple of the wave, by repeating the last one."""
+    return np.concatenate([index, np.repeat(index[-1:], -len(index) % wave)])
+
+
+def stack(trees: Sequence[Any]) -> Any:
+    """One tree of host arrays with a new leading axis."""
+    return jax.tree.map(lambda *leaves: np.stack(leaves), *trees)

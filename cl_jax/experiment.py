@@ -106,11 +106,15 @@ def members(experiment: Experiment, data_sha256: Mapping[str, str]) -> list[Memb
     made = []
     for entry in experiment.entries:
         for seed in experiment.seeds:
-            content = {**hyper_parameters(entry.run), "seed": seed, "data": data_sha256[entry.run.data]}
-            content["label"] = entry.label
-            text = json.dumps(content, sort_keys=True, allow_nan=False)
-            made.append(Member(entry=entry, seed=seed, id=hashlib.sha256(text.encode()).hexdigest()[:12]))
+            made.append(Member(entry=entry, seed=seed, id=address(entry, seed, data_sha256[entry.run.data])))
     return made
+
+
+def address(entry: Entry, seed: int, data_sha256: str) -> str:
+    """12 hexadecimal digits of everything that a member's results depend on, and of its label."""
+    content = {**hyper_parameters(entry.run), "seed": seed, "data": data_sha256, "label": entry.label}
+    text = json.dumps(content, sort_keys=True, allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
 def hyper_parameters(run: Run) -> dict[str, Any]:

@@ -99,7 +99,9 @@ def diagonal_fisher(
     start = (jax.tree.map(_zeros, params), jnp.zeros((), jnp.float32))
     items = (rows.reshape(num_chunks, size), valid.reshape(num_chunks, size))
     (total, count), _ = jax.lax.scan(one_chunk, start, items)
-    return jax.tree.map(lambda leaf: jnp.where(count > 0, leaf / jnp.maximum(count, 1.0), 0.0), total)
+    # A product: a quotient by one number is compiled as either, by how many devices there are.
+    share = 1.0 / jnp.maximum(count, 1.0)
+    return jax.tree.map(lambda leaf: jnp.where(count > 0, leaf * share, 0.0), total)
 
 
 def _zeros(leaf: jax.Array) -> jax.Array:

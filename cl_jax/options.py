@@ -41,7 +41,9 @@ class Plan:
     steps: _option(int, "N") = None  # pyright: ignore[reportInvalidTypeForm]
     """Train N steps a task instead of the experiment's number."""
     width: _option(int, "N") = None  # pyright: ignore[reportInvalidTypeForm]
-    """Train N runs side by side in one program; left out: chosen, then kept."""
+    """Train N runs side by side on a device; left out: chosen, then kept."""
+    unshared: _Flag = False
+    """Train task 1 for each run, also where runs cannot differ before its end."""
 
 
 @dataclasses.dataclass

@@ -47,13 +47,23 @@ def widest(state_bytes: int, platform: str) -> int:
     return min(CPU_WIDEST, max(1, CPU_CACHE_BYTES // max(state_bytes, 1)))
 
 
-def choose_width(num_members: int, widest: int) -> int:
-    """The widest W that pads the fewest members up to a multiple of it."""
-    return min(range(1, max(1, min(widest, num_members)) + 1), key=lambda w: (-(-num_members // w) * w, -w))
+def choose_width(num_members: int, widest: int, num_devices: int) -> int:
+    """The widest W that pads the fewest members up to a multiple of devices times W; devices without members idle."""
+
+    def slots(width: int) -> int:
+        wave = width * min(num_devices, -(-num_members // width))
+        return -(-num_members // wave) * wave
+
+    most = max(1, min(widest, -(-num_members // num_devices)))
+    return min(range(1, most + 1), key=lambda width: (slots(width), -width))
 
 
 def make_plan(
-    out: Path, members: Sequence[Member], width: int | None, state_bytes: Callable[[Member], int]
+    out: Path,
+    members: Sequence[Member],
+    width: int | None,
+    state_bytes: Callable[[Member], int],
+    part: str = "shards",
 ) -> list[Shard]:
     """The shards that hold these members: those already begun in `out`, and new ones for the rest.
 
@@ -62,6 +72,7 @@ def make_plan(
 
     Args:
         width: members side by side, or None: chosen by what one member's training state takes, `state_bytes`.
+        part: folder within `out`.
 
     Raises:
         UserError: `width` differs from what the output folder was begun with.
@@ -72,7 +83,7 @@ def make_plan(
 
     wanted = {member.id: member for member in members}
     shards, placed, widths = [], set(), {}
-    for file in sorted((out / "shards").glob("*/shard.json")):
+    for file in sorted((out / part).glob("*/shard.json")):
         ids, group, begun_width = read_shard(file)
         widths[group] = begun_width
         done = (file.parent / "DONE.json").is_file()
@@ -91,9 +102,9 @@ def make_plan(
         fixed = widths.get(group)
         if width is not None and fixed is not None and fixed != width:
             raise UserError(_other_width(width, fixed, out))
-        shard_width = fixed or width or choose_width(len(new), most(new[0]))
+        shard_width = fixed or width or choose_width(len(new), most(new[0]), jax.local_device_count())
         address = hashlib.sha256("".join(member.id for member in new).encode()).hexdigest()[:8]
-        folder = out / "shards" / f"{folder_label(new[0].entry.label)}-{group}-{address}"
+        folder = out / part / f"{folder_label(new[0].entry.label)}-{group}-{address}"
         shards.append(Shard(folder=folder, members=tuple(new), width=shard_width))
     return shards
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import jax
 
-from cl_jax import compiled, plan, program, provenance, results, sources, sweep
+from cl_jax import compiled, plan, program, provenance, results, sources, sweep, trunk
 from cl_jax.checks import check_experiment, check_runs
 from cl_jax.config import LARGEST_INT
 from cl_jax.data import Data, split_source
@@ -27,14 +27,33 @@ class Job:
     experiment: Experiment
     data: dict[tuple[str, float], Data]
     shards: list[plan.Shard]
+    trunks: list[plan.Shard]  # what trains task 1 of the shards that are not done, where members share it
+    trunk_of: dict[str, Member]  # by member
     out: Path
+
+    @property
+    def steps_to_do(self) -> int:
+        """Member-steps of everything that is not done."""
+        shards = [shard for shard in self.shards if not shard.done]
+        done_elsewhere = [shard for shard in shards if shard.members[0].id in self.trunk_of]
+        total = sum(_steps(shard) * shard.members[0].entry.run.stream.num_tasks for shard in shards)
+        trunks = [shard for shard in self.trunks if not shard.done]
+        return total + sum(map(_steps, trunks)) - sum(map(_steps, done_elsewhere))
+
+
+def _steps(shard: plan.Shard) -> int:
+    """Member-steps a task."""
+    return len(shard.members) * shard.members[0].entry.run.steps
 
 
 def prepare(
     path: Path, out: Path, *, data: str | None = None, folder: Path | None = None, seeds: int | None = None,
-    steps: int | None = None, width: int | None = None,
+    steps: int | None = None, width: int | None = None, shared: bool = True,
 ) -> Job:  # fmt: skip
     """Reads, checks and plans; writes nothing and compiles nothing.
+
+    Args:
+        shared: train task 1 once for members that cannot differ before its end.
 
     Raises:
         UserError: whatever is wrong with the experiment, the data or the output folder.
@@ -63,7 +82,8 @@ def prepare(
     loaded = {name: sources.load(name, folder) for name in sorted({name for name, _ in wanted})}
     on_device = {(name, share): split_source(loaded[name], share) for name, share in wanted}
     check_runs(experiment.entries, on_device)
-    everyone = members(experiment, {name: source.sha256 for name, source in loaded.items()})
+    sha256 = {name: source.sha256 for name, source in loaded.items()}
+    everyone = members(experiment, sha256)
 
     def state_bytes(member: Member) -> int:
         run = member.entry.run
@@ -73,7 +93,11 @@ def prepare(
     for shard in shards:
         if shard.done:
             sweep.read_record(shard)  # a broken one is better known before than after training
-    return Job(experiment=experiment, data=on_device, shards=shards, out=out)
+    waiting = [member for shard in shards if not shard.done for member in shard.members]
+    trunk_of = trunk.trunk_members(waiting, sha256, shared=shared)
+    first = list({member.id: member for member in trunk_of.values()}.values())
+    trunks = plan.make_plan(out, first, width, state_bytes, "trunks")
+    return Job(experiment=experiment, data=on_device, shards=shards, trunks=trunks, trunk_of=trunk_of, out=out)
 
 
 def _check_out(out: Path, experiment: Experiment) -> None:
@@ -108,18 +132,18 @@ def run(job: Job, *, quiet: bool = False, parallel: int | None = None) -> None:
     )
     todo = [shard for shard in job.shards if not shard.done]
     cores = min(os.cpu_count() or 1, 4) if jax.default_backend() == "cpu" else 1
-    total = sum(len(s.members) * s.members[0].entry.run.steps * s.members[0].entry.run.stream.num_tasks for s in todo)
     began, programs = time.monotonic(), compiled.Programs()
+    trunks = trunk.Trunks(job.trunks, job.trunk_of)
     if todo or not (job.out / "environment.json").is_file():
         results.write_json(job.out / "environment.json", _environment(job))
     try:
-        with Bar(total, quiet=quiet) as bar:
+        with Bar(job.steps_to_do, quiet=quiet) as bar:
             if len(todo) < len(job.shards):
                 bar.say(f"{len(job.shards) - len(todo)} of {len(job.shards)} shards are finished already")
 
             def one(shard: plan.Shard) -> None:
                 first = shard.members[0].entry.run
-                sweep.run_shard(shard, job.data[first.data, first.validation], bar, programs)
+                sweep.run_shard(shard, job.data[first.data, first.validation], bar, programs, trunks)
 
             pool = ThreadPoolExecutor(parallel or cores)
             futures = [pool.submit(one, shard) for shard in todo]

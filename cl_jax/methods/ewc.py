@@ -5,7 +5,7 @@ Huszar 2018, arXiv 1712.03847 (online).
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -127,6 +127,8 @@ def _add_spring(state: EwcState, fisher: Params, params: Params) -> EwcState:
 @config
 class Ewc:
     """See `ewc`."""
+
+    waits_for_boundary: ClassVar[bool] = True  # no anchor before it
 
     strength: float = traced(1.0)
     decay: float = traced(1.0, high=1.0)

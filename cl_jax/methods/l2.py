@@ -1,6 +1,6 @@
 """L2 to the anchor: stay near the last task's weights, all weights alike (the control of Kirkpatrick et al. 2017)."""
 
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -38,6 +38,8 @@ def l2(strength: jax.Array | float) -> Method:
 @config
 class L2:
     """See `l2`."""
+
+    waits_for_boundary: ClassVar[bool] = True  # no anchor before it
 
     strength: float = traced(1.0)
 

@@ -1,0 +1,46 @@
+"""Which devices members are spread over: every local accelerator, or every core of a CPU as a device of its own.
+
+Two programs side by side use two cores better than one program that splits its matrix products over both: between the
+products XLA:CPU computes on one core. An MLP of 400 under SGD took 1.58 ms a member-step instead of 1.88, one of 256
+at batch 10 took 0.10 instead of 0.30.
+"""
+
+import contextlib
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+AXIS = "members"
+
+
+def cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def every_core() -> None:
+    """Makes each core of the CPU a device, unless the user has said how many, or JAX has started."""
+    if "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", ""):
+        return
+    if jax.config.values.get("jax_num_cpu_devices", -1) == -1:
+        with contextlib.suppress(RuntimeError):  # raised once a backend has started
+            jax.config.update("jax_num_cpu_devices", cores())
+
+
+def mesh_of(devices: Sequence[Any]) -> Mesh:
+    """The devices in a row. Auto axes: under the explicit ones of `jax.make_mesh`, `data[index]` raises."""
+    return Mesh(np.array(devices), (AXIS,), axis_types=(AxisType.Auto,))
+
+
+def by_member(mesh: Mesh) -> NamedSharding:
+    """Leading axis over the devices."""
+    return NamedSharding(mesh, PartitionSpec(AXIS))
+
+
+def on_each(mesh: Mesh) -> NamedSharding:
+    """A copy on each device."""
+    return NamedSharding(mesh, PartitionSpec())

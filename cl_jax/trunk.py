@@ -1,0 +1,109 @@
+"""Task 1 of members that cannot differ before its end, trained once for all of them.
+
+A method that waits for its first boundary trains task 1 as fine-tuning does: no penalty has a strength yet, nothing is
+stored. So task 1 of such a run is always trained by the program without methods, once for each seed and whatever else
+its runs share, and the members go on from there: a sweep of K strengths over T tasks trains 1 + K (T - 1) tasks a seed
+instead of K T.
+"""
+
+import dataclasses
+import threading
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from cl_jax.checkpoint import Checkpoints
+from cl_jax.compiled import Programs
+from cl_jax.data import Data
+from cl_jax.experiment import Entry, Member, Run, address
+from cl_jax.plan import Shard, begin
+from cl_jax.results import write_json
+from cl_jax.waves import Host, Progress, crew_of, first_states, gathered, host_like, muster, to_host, train_task
+
+
+class Start(NamedTuple):
+    """What members take over from whatever trained their first task; host arrays [members, ...]."""
+
+    base: Host
+    trainable: Host
+    optimizer: Host
+    diverged: np.ndarray  # bool
+
+
+def trunk_of(run: Run) -> Run | None:
+    """The run that trains this one's first task, or None: a method acts from the first step on."""
+    waits = all(getattr(method, "waits_for_boundary", False) for method in run.methods.values())
+    return dataclasses.replace(run, methods={}) if waits else None
+
+
+def trunk_members(members: Sequence[Member], data_sha256: Mapping[str, str], *, shared: bool) -> dict[str, Member]:
+    """Who trains the first task of whom, by the member's id. Not `shared`: each its own, by the same program."""
+    found = {}
+    for member in members:
+        run = trunk_of(member.entry.run)
+        if run is not None:
+            entry = Entry(label="task 1" if shared else f"task 1 of {member.id}", run=run)
+            found[member.id] = Member(
+                entry=entry, seed=member.seed, id=address(entry, member.seed, data_sha256[run.data])
+            )
+    return found
+
+
+class Trunks:
+    """The first tasks of an experiment, each trained when a shard first asks for it.
+
+    Args:
+        shards: of the members that `by_member` names.
+        by_member: who trains the first task of whom.
+    """
+
+    def __init__(self, shards: Sequence[Shard], by_member: Mapping[str, Member]):
+        self._by_member = by_member
+        self._place = {member.id: (shard, i) for shard in shards for i, member in enumerate(shard.members)}
+        self._locks = {shard.folder: threading.Lock() for shard in shards}
+        self._trained: dict[Any, Start] = {}
+
+    def train(self, shard: Shard) -> bool:
+        """Whether the shard's first task is trained here."""
+        return shard.members[0].id in self._by_member
+
+    def start(self, shard: Shard, data: Data, progress: Progress, programs: Programs) -> Start | None:
+        """Where the shard's members stand after their first task, before its boundary; None: they train it themselves.
+
+        The members of a shard have one static structure, so that either all have a trunk or none.
+        """
+        trunks = [self._by_member.get(member.id) for member in shard.members]
+        picked = []
+        for trunk in trunks:
+            if trunk is None:
+                return None
+            at, place = self._place[trunk.id]
+            with self._locks[at.folder]:
+                if at.folder not in self._trained:
+                    self._trained[at.folder] = _trained(at, data, progress, programs)
+            picked.append(jax.tree.map(lambda leaf, place=place: leaf[place], self._trained[at.folder]))
+        return jax.tree.map(lambda *leaves: np.stack(leaves), *picked)
+
+
+def _trained(shard: Shard, data: Data, progress: Progress, programs: Programs) -> Start:
+    begin(shard)
+    progress.compiling(shard)
+    crew, count = crew_of(shard, data, programs), len(shard.members)
+    checkpoints = Checkpoints(shard.folder, progress.say)
+    try:
+        found = checkpoints.restore({"state": host_like(crew)._asdict()})
+        if found is not None:
+            kept = jax.tree.map(np.asarray, found[1]["state"])
+            progress.restored(0 if shard.done else count * shard.members[0].entry.run.steps)
+        else:
+            waves = muster(crew, np.arange(count))
+            parts = [to_host(wave, train_task(crew, wave, first_states(crew, wave), 0, progress)) for wave in waves]
+            kept = gathered(waves, parts, None, count)._asdict()
+            checkpoints.save(1, {"state": kept})
+            checkpoints.wait()
+        write_json(shard.folder / "DONE.json", {"tasks": 1})
+    finally:
+        checkpoints.close()
+    return Start(**{name: kept[name] for name in Start._fields})

@@ -1,0 +1,118 @@
+"""A shard's members wave by wave: the loop of calls that trains a task, and what they leave on the host."""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from cl_jax.compiled import Packing, Programs, Wave, padded, stack
+from cl_jax.data import Data
+from cl_jax.devices import by_member
+from cl_jax.experiment import Member
+from cl_jax.plan import Shard
+from cl_jax.program import World
+from cl_jax.train import TrainState
+
+CHUNK_STEPS = 250  # steps between two reports of progress
+
+Host = Any  # a tree of numpy arrays [members of the shard, ...]
+
+
+class Progress(Protocol):
+    """Where a shard reports to."""
+
+    def compiling(self, shard: Shard) -> None: ...
+    def restored(self, member_steps: int) -> None: ...
+    def advanced(self, shard: Shard, task: int, member_steps: int) -> None: ...
+    def say(self, message: str) -> None: ...
+
+
+class Crew(NamedTuple):
+    """The members of a shard and what they share."""
+
+    shard: Shard
+    members: Sequence[Member]
+    worlds: list[World]  # on the host, one a member
+    data: Data  # on the devices
+    packing: Packing
+    programs: Programs
+
+
+def crew_of(shard: Shard, data: Data, programs: Programs) -> Crew:
+    packing = programs.packing(len(shard.members), shard.width)
+    worlds = programs.worlds(shard.members, data)
+    return Crew(shard, shard.members, worlds, programs.data(data, packing.mesh), packing, programs)
+
+
+def muster(crew: Crew, live: np.ndarray) -> list[Wave]:
+    """The waves of the members at places `live`: as few as hold them."""
+    size = crew.packing.wave
+    parts = [live[first : first + size] for first in range(0, len(live), size)]
+    return [crew.programs.wave(crew.members, crew.worlds, part, crew.packing) for part in parts]
+
+
+def first_states(crew: Crew, wave: Wave) -> TrainState:
+    """The wave's state before its first step."""
+    at = padded(wave.places, crew.packing.wave)
+    return crew.programs.init(wave, stack([crew.worlds[i].params for i in at]), crew.data)
+
+
+def host_like(crew: Crew) -> TrainState:
+    """Arrays on the host of the shape of every member's state, [members, ...], that take no memory."""
+    wave = muster(crew, np.zeros(1, np.int64))[0]
+    at = padded(wave.places, crew.packing.wave)
+    shapes = crew.programs.init_shapes(wave, stack([crew.worlds[i].params for i in at]), crew.data)
+    count = len(crew.members)
+    return jax.tree.map(lambda leaf: np.broadcast_to(np.zeros((), leaf.dtype), (count, *leaf.shape[1:])), shapes)
+
+
+def train_task(crew: Crew, wave: Wave, state: TrainState, task: int, progress: Progress) -> TrainState:
+    """All steps of a task, in chunks; those of members that have all diverged are not computed."""
+    steps, count = crew.members[0].entry.run.steps, len(wave.places)
+    chunk = chunk_steps(steps)
+    flags: Any = np.zeros(1, bool)
+    for first in range(0, steps, chunk):
+        state, _ = crew.programs.steps(wave, state, crew.data, task, first, num_steps=chunk)
+        # Waits for the chunk before this one, so that the device always has the next at hand.
+        frozen = bool(np.asarray(flags).all())
+        flags = jnp.copy(state.diverged)  # the next call uses the state up
+        progress.advanced(crew.shard, task, chunk * count)
+        if frozen:
+            progress.advanced(crew.shard, task, (steps - first - chunk) * count)
+            break
+    return state
+
+
+def chunk_steps(steps: int, most: int = CHUNK_STEPS) -> int:
+    """The largest divisor of `steps` up to `most`, or all steps where that would be tiny: one shape, one compile."""
+    best = max(size for size in range(1, min(steps, most) + 1) if steps % size == 0)
+    return best if best * 10 >= min(steps, most) else steps
+
+
+def to_host(wave: Wave, tree: Any) -> Host:
+    """The wave's real members. A copy: the next call uses the device's arrays up."""
+    return jax.tree.map(lambda leaf: np.array(leaf[: len(wave.places)], copy=True), tree)
+
+
+def gathered(waves: Sequence[Wave], parts: Sequence[Host], before: Host | None, num_members: int) -> Host:
+    """Every member's part in the shard's order; members in no wave keep what they had."""
+    index = np.concatenate([wave.places for wave in waves]) if waves else np.zeros(0, np.int64)
+    if before is None or len(index) == num_members:
+        order = np.argsort(index, kind="stable")
+        return jax.tree.map(lambda *leaves: np.concatenate(leaves)[order], *parts)
+
+    def put(old: np.ndarray, *leaves: np.ndarray) -> np.ndarray:
+        new = old.copy()
+        for wave, leaf in zip(waves, leaves, strict=True):
+            new[wave.places] = leaf
+        return new
+
+    return jax.tree.map(put, before, *parts)
+
+
+def on_devices(crew: Crew, wave: Wave, host: Host) -> Any:
+    """The wave's members of a host tree."""
+    at = padded(wave.places, crew.packing.wave)
+    return jax.tree.map(lambda leaf: jax.device_put(leaf[at], by_member(crew.packing.mesh)), host)
