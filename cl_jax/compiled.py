@@ -62,6 +62,7 @@ class Programs:
         self._devices = list(jax.local_devices() if devices is None else devices)
         self._worlds: dict[Any, World] = {}
         self._placed: dict[Any, Data] = {}
+        self.busy = threading.Lock()  # held while a wave computes: two at once would only share caches and cores
         self._lock = threading.Lock()  # two shards that need the same program at once would both compile it
         quick = QUICK if self._devices[0].platform == "cpu" else None
 
@@ -134,7 +135,19 @@ class Programs:
         numbers = (np.int32(task), np.int32(first_step))
         return self._steps(about, state, data, *numbers, num_steps=num_steps, packing=wave.packing)
 
-    def compiled_steps(self, wave: Wave, state: Any, data: Data, num_steps: int) -> jax.stages.Compiled:
+    def prepare(self, wave: Wave, params: Any, data: Data, num_steps: int) -> None:
+        """Compiles what the wave will call, so that others can compute meanwhile."""
+        about, put, number = (wave.runs, wave.seeds, wave.curriculum), by_member(wave.packing.mesh), np.int32(0)
+        self._init.lower(about, params, data, packing=wave.packing).compile()
+        state = on_mesh(self.init_shapes(wave, params, data), put)
+        self.compiled_steps(wave, state, data, num_steps)
+        end_task = self._end_task.lower(about, state, data, number, packing=wave.packing)
+        _, effective = on_mesh(end_task.out_info, put)
+        end_task.compile()
+        with self._lock:
+            self._row.lower((wave.plain, wave.curriculum), effective, data, number, packing=wave.packing).compile()
+
+    def compiled_steps(self, wave: Wave, state: Any, data: Data, num_steps: int) -> Any:
         """The program that `steps` runs, for a look at its memory and its text; `state`: arrays or shapes."""
         about, numbers = (wave.runs, wave.seeds, wave.curriculum), (np.int32(0), np.int32(0))
         return self._steps.lower(about, state, data, *numbers, num_steps=num_steps, packing=wave.packing).compile()
@@ -168,6 +181,11 @@ def over_members(function: Callable[..., Any]) -> Callable[..., Any]:
         return run(about, value, data, *shared)
 
     return mapped
+
+
+def on_mesh(shapes: Any, put: Any) -> Any:
+    """Shapes of arrays as they will lie on the devices."""
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=put), shapes)
 
 
 def padded(index: np.ndarray, wave: int) -> np.ndarray:

@@ -29,6 +29,7 @@ from cl_jax.waves import (
     host_like,
     muster,
     on_devices,
+    prepare,
     to_host,
     train_task,
 )
@@ -68,6 +69,7 @@ def _run(shard: Shard, data: Data, progress: Progress, programs: Programs, trunk
     begin(shard)
     progress.compiling(shard)
     crew = crew_of(shard, data, programs)
+    prepare(crew)
     num_tasks, count = shard.members[0].entry.run.stream.num_tasks, len(shard.members)
     checkpoints = Checkpoints(shard.folder, progress.say)
     try:
@@ -126,14 +128,15 @@ def _one_task(crew: Crew, before: Standing, task: int, progress: Progress, start
     record[:, task + 1] = record[:, task]
     waves, parts = muster(crew, np.flatnonzero(~diverged)), []
     for wave in waves:
-        state = first_states(crew, wave) if before.state is None else on_devices(crew, wave, before.state)
-        if start is None:
-            state = train_task(crew, wave, state, task, progress)
-        else:
-            state = state._replace(**on_devices(crew, wave, start)._asdict())
-        state, row = crew.programs.end_task(wave, state, crew.data, task)
-        parts.append(to_host(wave, state))
-        record[wave.places, task + 1] = to_host(wave, row)
+        with crew.programs.busy:
+            state = first_states(crew, wave) if before.state is None else on_devices(crew, wave, before.state)
+            if start is None:
+                state = train_task(crew, wave, state, task, progress)
+            else:
+                state = state._replace(**on_devices(crew, wave, start)._asdict())
+            state, row = crew.programs.end_task(wave, state, crew.data, task)
+            parts.append(to_host(wave, state))
+            record[wave.places, task + 1] = to_host(wave, row)
     progress.restored(int(diverged.sum()) * crew.members[0].entry.run.steps)
     return Standing(task + 1, gathered(waves, parts, before.state, count) if waves else before.state, record)
 

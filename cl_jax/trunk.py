@@ -20,7 +20,18 @@ from cl_jax.data import Data
 from cl_jax.experiment import Entry, Member, Run, address
 from cl_jax.plan import Shard, begin
 from cl_jax.results import write_json
-from cl_jax.waves import Host, Progress, crew_of, first_states, gathered, host_like, muster, to_host, train_task
+from cl_jax.waves import (
+    Host,
+    Progress,
+    crew_of,
+    first_states,
+    gathered,
+    host_like,
+    muster,
+    prepare,
+    to_host,
+    train_task,
+)
 
 
 class Start(NamedTuple):
@@ -98,8 +109,11 @@ def _trained(shard: Shard, data: Data, progress: Progress, programs: Programs) -
             kept = jax.tree.map(np.asarray, found[1]["state"])
             progress.restored(0 if shard.done else count * shard.members[0].entry.run.steps)
         else:
-            waves = muster(crew, np.arange(count))
-            parts = [to_host(wave, train_task(crew, wave, first_states(crew, wave), 0, progress)) for wave in waves]
+            prepare(crew)
+            waves, parts = muster(crew, np.arange(count)), []
+            for wave in waves:
+                with programs.busy:
+                    parts.append(to_host(wave, train_task(crew, wave, first_states(crew, wave), 0, progress)))
             kept = gathered(waves, parts, None, count)._asdict()
             checkpoints.save(1, {"state": kept})
             checkpoints.wait()

@@ -55,15 +55,24 @@ def muster(crew: Crew, live: np.ndarray) -> list[Wave]:
 
 def first_states(crew: Crew, wave: Wave) -> TrainState:
     """The wave's state before its first step."""
-    at = padded(wave.places, crew.packing.wave)
-    return crew.programs.init(wave, stack([crew.worlds[i].params for i in at]), crew.data)
+    return crew.programs.init(wave, first_params(crew, wave), crew.data)
+
+
+def first_params(crew: Crew, wave: Wave) -> Any:
+    """The wave's initial weights, on the host."""
+    return stack([crew.worlds[i].params for i in padded(wave.places, crew.packing.wave)])
+
+
+def prepare(crew: Crew) -> None:
+    """Compiles everything that the shard will call."""
+    wave = muster(crew, np.zeros(1, np.int64))[0]
+    crew.programs.prepare(wave, first_params(crew, wave), crew.data, chunk_steps(crew.members[0].entry.run.steps))
 
 
 def host_like(crew: Crew) -> TrainState:
     """Arrays on the host of the shape of every member's state, [members, ...], that take no memory."""
     wave = muster(crew, np.zeros(1, np.int64))[0]
-    at = padded(wave.places, crew.packing.wave)
-    shapes = crew.programs.init_shapes(wave, stack([crew.worlds[i].params for i in at]), crew.data)
+    shapes = crew.programs.init_shapes(wave, first_params(crew, wave), crew.data)
     count = len(crew.members)
     return jax.tree.map(lambda leaf: np.broadcast_to(np.zeros((), leaf.dtype), (count, *leaf.shape[1:])), shapes)
 
@@ -93,7 +102,7 @@ def chunk_steps(steps: int, most: int = CHUNK_STEPS) -> int:
 
 def to_host(wave: Wave, tree: Any) -> Host:
     """The wave's real members. A copy: the next call uses the device's arrays up."""
-    return jax.tree.map(lambda leaf: np.array(leaf[: len(wave.places)], copy=True), tree)
+    return jax.tree.map(lambda leaf: np.array(np.asarray(leaf)[: len(wave.places)]), tree)
 
 
 def gathered(waves: Sequence[Wave], parts: Sequence[Host], before: Host | None, num_members: int) -> Host:
