@@ -12,6 +12,7 @@ usage() {
   cat <<'TEXT'
 bash launch/local.sh run experiments/quickstart   set-up on first use, then the experiment
 bash launch/local.sh plan|report|list ...         as cl-jax; `... run --help` tells the options
+bash launch/local.sh benchmark [--quick]          how fast this machine trains; `... benchmark --help` tells the options
 bash launch/local.sh test [--fast] [pytest args]  set-up on first use, then every test (--fast: without the slow ones)
 bash launch/local.sh lint                         ruff and the type checker
 bash launch/local.sh setup [--dev]                only the set-up: .venv in the checkout, pinned packages
@@ -143,5 +144,9 @@ case "$command" in
       words+=("$word")
     done
     exec "$venv/bin/cl-jax" "$command" ${words[@]+"${words[@]}"} ;;
-  *) usage >&2; fail "unknown command '$command'; known: run, plan, report, list, test, lint, setup, lock" ;;
+  benchmark)
+    setup run
+    # -P: a folder named experiments where the caller stands is not meant.
+    PYTHONPATH="$root${PYTHONPATH:+:$PYTHONPATH}" exec "$venv/bin/python" -P -m experiments.benchmark "$@" ;;
+  *) usage >&2; fail "unknown command '$command'; known: run, plan, report, list, benchmark, test, lint, setup, lock" ;;
 esac

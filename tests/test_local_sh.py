@@ -24,7 +24,8 @@ case "$1" in --version) echo "Python 3.12.1"; exit 0 ;; -c) exit 0 ;; esac
 mkdir -p "$3/bin"
 cat >"$3/bin/python" <<'TEXT'
 #!/bin/sh
-case "$*" in *pip*) printf '%s\\n' "$*" >>"{log}"; exit {code} ;; *pytest*) printf '%s\\n' "$PWD" "$@" ;; esac
+case "$*" in *pip*) printf '%s\\n' "$*" >>"{log}"; exit {code} ;; *pytest*) printf '%s\\n' "$PWD" "$@" ;;
+*experiments.benchmark*) printf '%s\\n' "$PWD" "$PYTHONPATH" "$@" ;; esac
 TEXT
 cat >"$3/bin/cl-jax" <<'TEXT'
 #!/bin/sh
@@ -217,6 +218,14 @@ def test_experiment_of_the_caller_or_of_the_checkout(
     for words in (["experiments/mine", "--quiet"], ["--quiet", "experiments/mine"]):
         done = checkout("run", *words, cwd=there)
         assert done.stdout.splitlines() == ["run", *(meant if word != "--quiet" else word for word in words)]
+
+
+def test_benchmark_runs_the_checkouts_own_where_the_caller_stands(checkout: Checkout, tmp_path: Path) -> None:
+    checkout.fake("python3", NEW)
+    done = checkout("benchmark", "--quick", "--out", "some where", cwd=tmp_path)
+    words = [str(tmp_path), str(checkout.root), "-P", "-m", "experiments.benchmark", "--quick", "--out", "some where"]
+    assert done.stdout.splitlines() == words
+    assert checkout.installed() == ["requirements.lock"]
 
 
 def test_unknown_command_and_help(checkout: Checkout) -> None:

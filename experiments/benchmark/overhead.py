@@ -1,0 +1,96 @@
+"""What the engine costs over a bare scan, what each method costs over fine-tuning, and the two kinds of convolution."""
+
+from typing import Any
+
+from cl_jax.experiment import MODELS
+from cl_jax.methods import METHODS
+from cl_jax.methods.ewc import Ewc
+from cl_jax.tasks import Permuted
+from experiments.benchmark import by_hand, engine
+from experiments.benchmark.bench import Bench, Step
+from experiments.benchmark.cases import Case, images
+from experiments.benchmark.engine import Packing
+from experiments.benchmark.measure import Contestant, Timing, Warm, ratio, spread, timed, warm
+from experiments.benchmark.rows import Row, row
+from experiments.benchmark.steps import MOST, contestant, layout
+
+LARGE = Case(model="mlp-400", batch_size=128, optimizer="sgd")
+LARGE_ADAM = Case(model="mlp-400", batch_size=128, optimizer="adam")
+SMALL = Case(model="mlp-256", batch_size=10, optimizer="sgd")
+CNN = Case(model="cnn", batch_size=64, optimizer="sgd")
+
+
+def plan(bench: Bench) -> list[Step]:
+    steps = [
+        Step(f"by hand: {case}", 8.0, lambda case=case: against(bench, case)) for case in (LARGE, LARGE_ADAM, SMALL)
+    ]
+    if "cnn" in MODELS:
+        steps.append(Step("lax.conv", 20.0, lambda: convolutions(bench)))
+    for case in (LARGE_ADAM,) if bench.quick else (LARGE_ADAM, SMALL):
+        steps.append(Step(f"methods: {case}", 20.0, lambda case=case: methods(bench, case)))
+    return steps
+
+
+def alone() -> Packing:
+    """One member on the whole device."""
+    return engine.packings(1, (1,))[0]
+
+
+def against(bench: Bench, case: Case) -> list[Row]:
+    """The engine with one member and the same steps as a bare scan written by hand."""
+    ours = warm(contestant(case, alone(), bench.call_seconds, 0.0))
+    steps = max(1, min(MOST, ours.contestant.units))
+    scan = by_hand.scan_of(case, images(case.kind), steps)
+    bare = warm(Contestant(name="scan by hand", run=timed(scan), units=steps))
+    timings = bench.race([ours, bare], slower=2.0)
+    engine_, hand = timings[ours.contestant.name], timings["scan by hand"]
+    about = {**case.about, **layout(alone())}
+    return [
+        row("overhead", "ms per member-step", engine_.spread(1e3), method="no method", **about),
+        row("overhead", "ms per member-step", hand.spread(1e3), method="no method", who="scan by hand", **about),
+        row("overhead", "engine / scan by hand", ratio(engine_, hand), **about),
+    ]
+
+
+def variants() -> dict[str, dict[str, Any]]:
+    """Every method of this version by itself, and what else may cost something."""
+    alone = {name: {"methods": {name: method()}} for name, method in METHODS.items()}
+    return {
+        "fine-tuning": {},
+        **alone,
+        "ewc, proximal": {"methods": {"ewc": Ewc(proximal=True)}},
+        "permuted pixels": {"stream": Permuted(num_tasks=1)},
+    }
+
+
+def methods(bench: Bench, case: Case) -> list[Row]:
+    """Milliseconds of a step with each method, and how much that is above fine-tuning."""
+    warmed: dict[str, Warm] = {}
+    for name, changes in variants().items():
+        one = contestant(case, alone(), bench.call_seconds, 0.0, **changes)
+        warmed[name] = warm(Contestant(name=name, run=one.run, units=one.units))
+    timings = bench.race(list(warmed.values()), slower=2.0)
+    rows, plain = [], timings["fine-tuning"]
+    for name, timing in timings.items():
+        about = {**case.about, **layout(alone()), "method": name}
+        rows.append(row("overhead", "ms per member-step", timing.spread(1e3), **about))
+        rows.append(row("overhead", "overhead %", _above(timing, plain), **about))
+    return rows
+
+
+def _above(timing: Timing, plain: Timing) -> Any:
+    return spread([100 * (a / b - 1) for a, b in zip(timing.seconds, plain.seconds, strict=True)])
+
+
+def convolutions(bench: Bench) -> list[Row]:
+    """The CNN as this package trains it, and with the library's convolution."""
+    ours = warm(contestant(CNN, alone(), bench.call_seconds, 0.0))
+    made = contestant(CNN, alone(), bench.call_seconds, 0.0, model=MODELS["cnn"](convolution="library"))
+    library = warm(Contestant(name="lax.conv", run=made.run, units=made.units))
+    timings = bench.race([ours, library])
+    fast, slow = timings[ours.contestant.name], timings["lax.conv"]
+    about = {**CNN.about, **layout(alone())}
+    return [
+        row("cnn", "ms per member-step", slow.spread(1e3), who="lax.conv", **about),
+        row("cnn", "lax.conv / cl_jax", ratio(slow, fast), **about),
+    ]

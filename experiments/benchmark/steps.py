@@ -1,0 +1,147 @@
+"""Training steps of one model under every packing, beside PyTorch and the peak."""
+
+from typing import Any, NamedTuple
+
+from experiments.benchmark import engine, flops
+from experiments.benchmark.bench import Bench, Step
+from experiments.benchmark.cases import NUM_CLASSES, Case, images, known, memory_bytes
+from experiments.benchmark.engine import Engine, Packing
+from experiments.benchmark.measure import Contestant, Spread, Timing, Warm, ratio, spread, timed, warm
+from experiments.benchmark.rows import Row, row
+from experiments.benchmark.with_torch import covered
+
+FULL = {
+    "mlp": [
+        *(Case(model=f"mlp-{width}", batch_size=batch_size, optimizer=optimizer)
+          for width in (32, 100, 400, 2000) for batch_size in (128, 10) for optimizer in ("sgd", "adam")),
+        Case(model="mlp-256", batch_size=10, optimizer="sgd"),
+    ],
+    "cnn": [Case(model="cnn", batch_size=64, optimizer=optimizer) for optimizer in ("sgd", "adam")],
+    "resnet18": [Case(model="resnet18", batch_size=10, optimizer="sgd")],
+}  # fmt: skip
+QUICK = {
+    "mlp": [
+        Case(model="mlp-400", batch_size=128, optimizer="sgd"),
+        Case(model="mlp-400", batch_size=128, optimizer="adam"),
+        Case(model="mlp-256", batch_size=10, optimizer="sgd"),
+    ],
+    "cnn": [Case(model="cnn", batch_size=64, optimizer="sgd")],
+    "resnet18": [],
+}
+FEWEST, MOST = 4, 250  # steps a turn
+
+
+def plan(bench: Bench, section: str) -> list[Step]:
+    """One step a case, none for a model that this version lacks."""
+    cases = [case for case in (QUICK if bench.quick else FULL)[section] if known(case.model)]
+    seconds = len(bench.widths) * (2.0 if section == "mlp" else 6.0) + bench.race_seconds
+    return [Step(str(case), seconds, lambda case=case: measure(bench, case)) for case in cases]
+
+
+class Raced(NamedTuple):
+    """The timings of a case."""
+
+    case: Case
+    packed: list[Packing]
+    timings: dict[str, Timing]  # by packing, and of PyTorch
+    peak: Timing  # seconds of one floating-point operation in the large matrix product
+    work: int  # floating-point operations of a member-step
+
+    @property
+    def section(self) -> str:
+        return self.case.model.partition("-")[0]
+
+    def share(self, timing: Timing) -> Spread:
+        """Of the peak, round by round."""
+        pairs = zip(timing.seconds, self.peak.seconds, strict=True)
+        return spread([self.work * best / one for one, best in pairs])
+
+
+def measure(bench: Bench, case: Case) -> list[Row]:
+    """Every packing that fits, PyTorch and the peak in one race."""
+    packed = pack(bench, case)
+    warmed = [bench.reference(), *packed.values()]
+    if bench.torch is not None and covered(case):
+        warmed.append(warm(bench.torch.contestant(case, bench.call_seconds)))
+    timings = bench.race(warmed, slower=2.0)
+    peak = timings.pop(warmed[0].contestant.name)
+    shape = images(case.kind).images.shape[1:]
+    work = flops.training_step(case.run().model.build(NUM_CLASSES), shape, case.batch_size)
+    raced = Raced(case, list(packed), timings, peak, work)
+    rows = []
+    for packing in packed:
+        rows += speed(raced, timings[str(packing)], **layout(packing))
+        compiling = timings[str(packing)].compiling
+        rows.append(row(raced.section, "compile s", compiling, method="steps", **case.about, **layout(packing)))
+    if "PyTorch" in timings:
+        rows += speed(raced, timings["PyTorch"], members=1, who="PyTorch")
+    return [*rows, *(one for members in bench.members for one in choice(raced, members))]
+
+
+def pack(bench: Bench, case: Case) -> dict[Packing, Warm]:
+    """The warm contestants, narrow ones first: each tells how many steps fit a turn of the next."""
+    data, run = images(case.kind), case.run()
+    wanted = set(engine.packings(max(bench.members), bench.widths))
+    wanted |= {engine.chosen(run, data, members) for members in bench.members}
+    each = 3 * engine.state_bytes(run, data)  # old state, new state, and what a step needs in between
+    left, seconds, packed = memory_bytes() / 2, 0.0, {}
+    for packing in sorted(wanted, key=lambda one: (one.members, one)):
+        left -= each * packing.members
+        if left < 0 or seconds * packing.members * FEWEST > bench.longest:
+            continue
+        packed[packing] = warm(contestant(case, packing, bench.call_seconds, seconds))
+        seconds = packed[packing].seconds
+    return packed
+
+
+def contestant(case: Case, packing: Packing, call_seconds: float, seconds: float, **changes: Any) -> Contestant:
+    """The engine's steps under a packing; `seconds`: what a member-step takes, as far as is known, or 0."""
+    trained = Engine(case.run(**changes), images(case.kind), packing)
+    if seconds == 0.0:
+        seconds = warm(_turn(trained, FEWEST)).seconds
+    return _turn(trained, max(FEWEST, min(MOST, round(call_seconds / (seconds * packing.members)))))
+
+
+def _turn(trained: Engine, num_steps: int) -> Contestant:
+    run = timed(lambda: trained.steps(num_steps))
+    return Contestant(name=str(trained.packing), run=run, units=num_steps * trained.count)
+
+
+def speed(raced: Raced, timing: Timing, **about: Any) -> list[Row]:
+    """Milliseconds, rate, and share of the peak measured in the same rounds."""
+    about = {**raced.case.about, **about}
+    return [
+        row(raced.section, "ms per member-step", timing.spread(1e3), **about),
+        row(raced.section, "GFLOP/s", timing.rate(raced.work * 1e-9), **about),
+        row(raced.section, "share of peak", raced.share(timing), **about),
+    ]
+
+
+def layout(packing: Packing) -> dict[str, int]:
+    return {**packing._asdict(), "members": packing.members}
+
+
+def choice(raced: Raced, members: int) -> list[Row]:
+    """The packing that the engine chooses for so many members, against the best one and against PyTorch."""
+    case, section = raced.case, raced.section
+    chosen = engine.chosen(case.run(), images(case.kind), members)
+    if chosen not in raced.packed:
+        return []
+    able = {one: _padded(raced.timings[str(one)], one, members) for one in raced.packed if one.members <= members}
+    best, ours = min(able, key=lambda one: able[one].spread().value), able[chosen]
+    about = {**case.about, **chosen._asdict(), "members": members}
+    rows = [
+        row(section, "ms per member-step, chosen", ours.spread(1e3), **about),
+        row(section, "share of peak, chosen", raced.share(ours), **about),
+        row(section, "chosen / best", ratio(ours, able[best]), method=str(best), **about),
+    ]
+    if torch := raced.timings.get("PyTorch"):
+        rows.append(row(section, "PyTorch / cl_jax", ratio(torch, ours), **about))
+        rows.append(row(section, "cl_jax / PyTorch", ratio(ours, torch), **about))
+    return rows
+
+
+def _padded(timing: Timing, packing: Packing, members: int) -> Timing:
+    """What a member-step takes when so many members train in waves, of which the last may be padded."""
+    share = -(-members // packing.members) * packing.members / members
+    return Timing(tuple(share * one for one in timing.seconds), timing.compiling)
