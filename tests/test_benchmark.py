@@ -146,7 +146,8 @@ def test_what_takes_too_long_or_too_much_memory_is_left_out(tiny: bench.Bench, m
     assert steps.pack(tiny, TINY) == {}
 
 
-def test_the_scan_by_hand_trains_as_the_engine_does(tiny: bench.Bench) -> None:
+def test_the_scan_by_hand_trains_as_the_engine_does(tiny: bench.Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(overhead, "TURN", 2)
     found = overhead.against(tiny, TINY)
     assert {one.who for one in found} == {"cl_jax", "scan by hand"}
     call = by_hand.scan_of(dataclasses.replace(TINY, batch_size=64), images(), 20)

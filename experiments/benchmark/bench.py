@@ -25,7 +25,7 @@ class Bench:
     torch: Torch | None
     rounds: int  # the most of a race
     race_seconds: float  # that the rounds of a race should take
-    call_seconds: float  # that one contestant's turn should take
+    call_seconds: float  # that one contestant's turn should take: a call has a millisecond of its own
     longest: float  # seconds: what would take longer a turn is left out
     widths: tuple[int, ...] = (1, 2, 4, 8, 16, 64)
     members: tuple[int, ...] = (1, 4, 16, 64)
@@ -43,6 +43,6 @@ class Bench:
 def settings(quick: bool, torch: Torch | None) -> Bench:
     if quick:
         return Bench(
-            quick=True, torch=torch, rounds=5, race_seconds=1.0, call_seconds=0.02, longest=1.0, widths=(1, 4, 16, 64)
+            quick=True, torch=torch, rounds=5, race_seconds=1.5, call_seconds=0.05, longest=1.0, widths=(1, 4, 16, 64)
         )
-    return Bench(quick=False, torch=torch, rounds=9, race_seconds=4.0, call_seconds=0.05, longest=4.0)
+    return Bench(quick=False, torch=torch, rounds=9, race_seconds=4.0, call_seconds=0.1, longest=4.0)

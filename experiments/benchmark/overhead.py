@@ -9,15 +9,16 @@ from cl_jax.tasks import Permuted
 from experiments.benchmark import by_hand, engine
 from experiments.benchmark.bench import Bench, Step
 from experiments.benchmark.cases import Case, images
-from experiments.benchmark.engine import Packing
+from experiments.benchmark.engine import Engine, Packing
 from experiments.benchmark.measure import Contestant, Timing, Warm, ratio, spread, timed, warm
 from experiments.benchmark.rows import Row, row
-from experiments.benchmark.steps import MOST, contestant, layout
+from experiments.benchmark.steps import contestant, layout
 
 LARGE = Case(model="mlp-400", batch_size=128, optimizer="sgd")
 LARGE_ADAM = Case(model="mlp-400", batch_size=128, optimizer="adam")
 SMALL = Case(model="mlp-256", batch_size=10, optimizer="sgd")
 CNN = Case(model="cnn", batch_size=64, optimizer="sgd")
+TURN = 250  # steps, as many as the engine takes between two reports of progress
 
 
 def plan(bench: Bench) -> list[Step]:
@@ -38,12 +39,11 @@ def alone() -> Packing:
 
 def against(bench: Bench, case: Case) -> list[Row]:
     """The engine with one member and the same steps as a bare scan written by hand."""
-    ours = warm(contestant(case, alone(), bench.call_seconds, 0.0))
-    steps = max(1, min(MOST, ours.contestant.units))
-    scan = by_hand.scan_of(case, images(case.kind), steps)
-    bare = warm(Contestant(name="scan by hand", run=timed(scan), units=steps))
-    timings = bench.race([ours, bare], slower=2.0)
-    engine_, hand = timings[ours.contestant.name], timings["scan by hand"]
+    trained, scan = Engine(case.run(), images(case.kind), alone()), by_hand.scan_of(case, images(case.kind), TURN)
+    contestants = {"engine": lambda: trained.steps(TURN), "scan by hand": scan}
+    warmed = [warm(Contestant(name=name, run=timed(call), units=TURN)) for name, call in contestants.items()]
+    timings = bench.race(warmed, slower=2.0)
+    engine_, hand = timings["engine"], timings["scan by hand"]
     about = {**case.about, **layout(alone())}
     return [
         row("overhead", "ms per member-step", engine_.spread(1e3), method="no method", **about),
