@@ -18,11 +18,11 @@ from rich.markdown import Markdown
 from rich.progress import BarColumn, Progress, TextColumn
 
 from cl_jax import provenance
+from cl_jax.devices import cores, every_core
 from cl_jax.errors import UserError, unknown
 from cl_jax.results import write_atomically, write_json
 from experiments.benchmark import boundary, fishers, overhead, peak, scaling, steps, with_torch
 from experiments.benchmark.bench import Bench, Step, settings
-from experiments.benchmark.cases import cores
 from experiments.benchmark.notebook import readme
 from experiments.benchmark.rows import Row, write_table
 
@@ -71,6 +71,7 @@ def run(options: Options, words: Sequence[str]) -> list[Row]:
     for name in names:
         if name not in SECTIONS:
             raise unknown("part", name, SECTIONS)
+    every_core()
     if jax.default_backend() == "cpu":
         jax.config.update("jax_enable_compilation_cache", False)  # compiling is measured
     torch = with_torch.find(options.torch_python)

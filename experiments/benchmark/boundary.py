@@ -65,7 +65,7 @@ def boundary(bench: Bench) -> list[Row]:
 
 
 def _sum(one: Timing, other: Timing, sign: float) -> Timing:
-    return Timing(tuple(a + sign * b for a, b in zip(one.seconds, other.seconds, strict=True)), 0.0)
+    return Timing(tuple(a + sign * b for a, b in zip(one.seconds, other.seconds, strict=True)))
 
 
 def _engine(data: Data, methods: dict[str, Any]) -> Engine:
@@ -97,12 +97,12 @@ def compiles(model: str) -> list[Row]:
     engine.programs.cache_clear()
     packing = engine.chosen(run, data, 1)
     trained = functools.partial(Engine, run, data, packing)
-    start = warm(Contestant(name="start", run=timed(lambda: trained().state), units=1))
+    start = warm(Contestant(name="start", run=timed(lambda: trained().states), units=1))
     made = trained()
     steps = warm(Contestant(name="steps", run=timed(lambda: made.steps(4)), units=1))
     end = warm(Contestant(name="boundary", run=timed(made.end_task), units=1))
     parts = {"worlds and first state": start, "steps": steps, "boundary with EWC": end}
     return [
-        row("compile", "compile s", one.first - one.second, method=name, **case.about, **layout(packing))
+        row("compile", "compile s", one.compiling, method=name, **case.about, **layout(packing))
         for name, one in parts.items()
     ]

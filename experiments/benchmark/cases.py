@@ -76,11 +76,6 @@ def model_of(name: str) -> Any:
     return MODELS[name]()
 
 
-def cores() -> int:
-    """Of this process, where the system tells."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def memory_bytes() -> int:
     """Of the device that members train on: its limit on an accelerator, else the machine's memory."""
     stats = jax.devices()[0].memory_stats() or {}

@@ -9,34 +9,45 @@ import numpy as np
 from cl_jax import compiled, plan, program
 from cl_jax.config import replace
 from cl_jax.data import Data
+from cl_jax.devices import mesh_of
 from cl_jax.experiment import Entry, Member, Run
-from experiments.benchmark.cases import cores
 
 
 class Packing(NamedTuple):
-    """How members are laid out: `devices` times `width` train at once, each device with `threads`."""
+    """How members are laid out: `width` side by side on each of `devices`; more of them follow in waves."""
 
     devices: int
     width: int
-    threads: int
 
     @property
     def members(self) -> int:
+        """That train at once."""
         return self.devices * self.width
 
     def __str__(self) -> str:
         return f"{self.devices} x {self.width}"
 
 
-def packings(most: int, widths: tuple[int, ...]) -> list[Packing]:
-    """Every packing of these widths that trains at most so many members at once, the smallest first."""
-    return [Packing(1, width, cores()) for width in widths if width <= most]
+def packings(members: tuple[int, ...], widths: tuple[int, ...]) -> list[Packing]:
+    """Every way to lay out one of these numbers of members: these widths over as many devices as the members fill, and
+    all members at once over all devices.
+    """
+    every = jax.local_device_count()
+    found = {Packing(min(every, -(-count // width)), width) for count in members for width in widths if width <= count}
+    found |= {Packing(every, count // every) for count in members if count >= every}
+    return sorted(one for one in found if one.members <= max(members))
 
 
 def chosen(run: Run, data: Data, members: int) -> Packing:
     """What the engine itself would take for so many members."""
-    widest = plan.widest(program.state_bytes(run, data), jax.default_backend())
-    return Packing(1, plan.choose_width(members, widest), cores())
+    widest = plan.widest(state_bytes(run, data), jax.default_backend())
+    width = plan.choose_width(members, widest, jax.local_device_count())
+    return Packing(min(jax.local_device_count(), -(-members // width)), width)
+
+
+def state_bytes(run: Run, data: Data) -> int:
+    """What one member's training state takes on the device."""
+    return program.state_bytes(run, data)
 
 
 @functools.cache
@@ -51,29 +62,36 @@ class Engine:
     def __init__(self, run: Run, data: Data, packing: Packing, count: int | None = None):
         rates = [run.optimizer.learning_rate * (1 + i / 4096) for i in range(count or packing.members)]
         runs = [replace(run, {"optimizer.learning_rate": rate}) for rate in rates]
-        everyone = [Member(entry=Entry(label="benchmark", run=one), seed=0, id=f"{i}") for i, one in enumerate(runs)]
-        self.run, self.data, self.packing, self.count = run, data, packing, len(everyone)
-        self.members = compiled.stack(everyone, packing.width)
-        self.world = programs().worlds(self.members, data)
-        self.state = programs().init(self.members, self.world, data, width=packing.width)
+        members = [Member(entry=Entry(label="benchmark", run=one), seed=0, id=f"{i}") for i, one in enumerate(runs)]
+        self.run, self.packing, self.count = run, packing, len(members)
+        mesh = mesh_of(jax.local_devices()[: packing.devices])
+        layout, worlds = compiled.Packing(mesh, packing.width), programs().worlds(members, data)
+        self.data = programs().data(data, mesh)
+        self.waves, self.states = [], []
+        for first in range(0, self.count, packing.members):
+            index = np.arange(first, min(first + packing.members, self.count))
+            wave = programs().wave(members, worlds, index, layout)
+            params = compiled.stack([worlds[i].params for i in compiled.padded(index, packing.members)])
+            self.waves.append(wave)
+            self.states.append(programs().init(wave, params, self.data))
 
-    def steps(self, num_steps: int) -> jax.Array:
-        """Trains every member for so many steps of the first task."""
-        self.state, losses = programs().steps(
-            self.members, self.world, self.state, self.data, 0, 0, num_steps=num_steps, width=self.packing.width
-        )
+    def steps(self, num_steps: int) -> Any:
+        """Trains every member for so many steps of the first task; the mean losses."""
+        losses = []
+        for i, wave in enumerate(self.waves):
+            self.states[i], loss = programs().steps(wave, self.states[i], self.data, 0, 0, num_steps=num_steps)
+            losses.append(loss)
         return losses
 
-    def end_task(self) -> np.ndarray:
-        """Takes the boundary after the first task, from the same state every time; the evaluation that it gives."""
-        _, row = programs().end_task(self.members, self.world, self.state, self.data, 0, width=self.packing.width)
-        return row
+    def end_task(self) -> Any:
+        """Takes the boundary after the first task, once more; the evaluation that it gives."""
+        rows = []
+        for i, wave in enumerate(self.waves):
+            self.states[i], row = programs().end_task(wave, self.states[i], self.data, 0)
+            rows.append(row)
+        return rows
 
     def checkpoint(self) -> Any:
-        """What is saved at a boundary, less the results."""
-        return self.state._asdict()
-
-
-def state_bytes(run: Run, data: Data) -> int:
-    """What one member's training state takes on the device."""
-    return program.state_bytes(run, data)
+        """What is saved at a boundary, less the results: on the host."""
+        parts = [jax.tree.map(lambda leaf: np.array(leaf, copy=True), state) for state in self.states]
+        return jax.tree.map(lambda *leaves: np.concatenate(leaves)[: self.count], *parts)._asdict()

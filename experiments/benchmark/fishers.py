@@ -12,7 +12,7 @@ from cl_jax.fisher import KINDS, diagonal_fisher
 from experiments.benchmark import by_hand
 from experiments.benchmark.bench import Bench, Step
 from experiments.benchmark.cases import NUM_CLASSES, Case, images, known, model_of
-from experiments.benchmark.measure import Contestant, ratio, timed, warm
+from experiments.benchmark.measure import Contestant, ratio, timed, warm, warm_all
 from experiments.benchmark.rows import Row, row
 
 MODELS = ("mlp-100", "mlp-400", "cnn", "resnet18")
@@ -29,16 +29,15 @@ def plan(bench: Bench) -> list[Step]:
 
 def measure(bench: Bench, model: str) -> list[Row]:
     kinds = ("exact", "empirical") if bench.quick else KINDS
-    warmed = [warm(contestant(bench, model, kind)) for kind in kinds]
+    makers = [functools.partial(contestant, bench, model, kind) for kind in kinds]
     if model not in LEFT_OUT:
-        warmed.append(warm(brute_force(model)))
-    timings = bench.race(warmed, slower=2.0)
+        makers.append(functools.partial(brute_force, model))
+    timings = bench.race(warm_all(makers), slower=2.0)
     rows = []
     for name, timing in timings.items():
         who = SLOW if name == SLOW else "cl_jax"
         kind = "exact" if name == SLOW else name
         rows.append(row("fisher", "us per example", timing.spread(1e6), model=model, method=kind, who=who))
-        rows.append(row("fisher", "compile s", timing.compiling, model=model, method=kind, who=who))
     if SLOW in timings:
         gain = ratio(timings[SLOW], timings["exact"])
         rows.append(row("fisher", f"{SLOW} / cl_jax", gain, model=model, method="exact"))

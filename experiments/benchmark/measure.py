@@ -7,10 +7,13 @@ take turns, A B C A B C ..., a ratio is formed within each round, and its median
 import dataclasses
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+
+from cl_jax.devices import cores
 
 FEWEST_ROUNDS = 3
 
@@ -61,12 +64,16 @@ class Warm(NamedTuple):
         """Of one unit."""
         return self.second / self.contestant.units
 
+    @property
+    def compiling(self) -> float:
+        """Seconds; true of a contestant that was warmed up alone."""
+        return max(0.0, self.first - self.second)
+
 
 class Timing(NamedTuple):
-    """Seconds of one unit in each round, and the seconds spent before the first one."""
+    """Seconds of one unit in each round."""
 
     seconds: tuple[float, ...]
-    compiling: float  # seconds: the first call less a usual one
 
     def spread(self, scale: float = 1.0) -> Spread:
         return spread([scale * one for one in self.seconds])
@@ -78,6 +85,18 @@ class Timing(NamedTuple):
 
 def warm(contestant: Contestant) -> Warm:
     return Warm(contestant, contestant.run(), contestant.run())
+
+
+def warm_all(makers: Sequence[Callable[[], Contestant]]) -> list[Warm]:
+    """Makes contestants and warms them up, compiling them side by side."""
+
+    def begin(make: Callable[[], Contestant]) -> tuple[Contestant, float]:
+        contestant = make()
+        return contestant, contestant.run()
+
+    with ThreadPoolExecutor(cores()) as pool:
+        begun = list(pool.map(begin, makers))
+    return [Warm(contestant, first, contestant.run()) for contestant, first in begun]
 
 
 def race(warmed: Sequence[Warm], *, rounds: int, seconds: float) -> dict[str, Timing]:
@@ -93,11 +112,7 @@ def race(warmed: Sequence[Warm], *, rounds: int, seconds: float) -> dict[str, Ti
     for _ in range(count):
         for one in warmed:
             taken[one.contestant.name].append(one.contestant.run() / one.contestant.units)
-    usual = {one.contestant.name: min(taken[one.contestant.name]) * one.contestant.units for one in warmed}
-    return {
-        one.contestant.name: Timing(tuple(taken[one.contestant.name]), max(0.0, one.first - usual[one.contestant.name]))
-        for one in warmed
-    }
+    return {name: Timing(tuple(seconds)) for name, seconds in taken.items()}
 
 
 def ratio(one: Timing, other: Timing) -> Spread:

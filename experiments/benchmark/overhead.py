@@ -1,16 +1,18 @@
 """What the engine costs over a bare scan, what each method costs over fine-tuning, and the two kinds of convolution."""
 
+import dataclasses
+from functools import partial
 from typing import Any
 
 from cl_jax.experiment import MODELS
 from cl_jax.methods import METHODS
 from cl_jax.methods.ewc import Ewc
 from cl_jax.tasks import Permuted
-from experiments.benchmark import by_hand, engine
+from experiments.benchmark import by_hand
 from experiments.benchmark.bench import Bench, Step
 from experiments.benchmark.cases import Case, images
 from experiments.benchmark.engine import Engine, Packing
-from experiments.benchmark.measure import Contestant, Timing, Warm, ratio, spread, timed, warm
+from experiments.benchmark.measure import Contestant, Timing, ratio, spread, timed, warm, warm_all
 from experiments.benchmark.rows import Row, row
 from experiments.benchmark.steps import contestant, layout
 
@@ -33,8 +35,8 @@ def plan(bench: Bench) -> list[Step]:
 
 
 def alone() -> Packing:
-    """One member on the whole device."""
-    return engine.packings(1, (1,))[0]
+    """One member on one device."""
+    return Packing(1, 1)
 
 
 def against(bench: Bench, case: Case) -> list[Row]:
@@ -65,11 +67,12 @@ def variants() -> dict[str, dict[str, Any]]:
 
 def methods(bench: Bench, case: Case) -> list[Row]:
     """Milliseconds of a step with each method, and how much that is above fine-tuning."""
-    warmed: dict[str, Warm] = {}
-    for name, changes in variants().items():
-        one = contestant(case, alone(), bench.call_seconds, 0.0, **changes)
-        warmed[name] = warm(Contestant(name=name, run=one.run, units=one.units))
-    timings = bench.race(list(warmed.values()), slower=2.0)
+
+    def make(name: str, changes: dict[str, Any]) -> Contestant:
+        return dataclasses.replace(contestant(case, alone(), bench.call_seconds, **changes), name=name)
+
+    warmed = warm_all([partial(make, name, changes) for name, changes in variants().items()])
+    timings = bench.race(warmed, slower=2.0)
     rows, plain = [], timings["fine-tuning"]
     for name, timing in timings.items():
         about = {**case.about, **layout(alone()), "method": name}
@@ -84,9 +87,9 @@ def _above(timing: Timing, plain: Timing) -> Any:
 
 def convolutions(bench: Bench) -> list[Row]:
     """The CNN as this package trains it, and with the library's convolution."""
-    ours = warm(contestant(CNN, alone(), bench.call_seconds, 0.0))
-    made = contestant(CNN, alone(), bench.call_seconds, 0.0, model=MODELS["cnn"](convolution="library"))
-    library = warm(Contestant(name="lax.conv", run=made.run, units=made.units))
+    ours = warm(contestant(CNN, alone(), bench.call_seconds))
+    made = contestant(CNN, alone(), bench.call_seconds, model=MODELS["cnn"](convolution="library"))
+    library = warm(dataclasses.replace(made, name="lax.conv"))
     timings = bench.race([ours, library])
     fast, slow = timings[ours.contestant.name], timings["lax.conv"]
     about = {**CNN.about, **layout(alone())}

@@ -34,7 +34,6 @@ class Row:
     members: int | None = None  # trained in all
     devices: int | None = None  # that the members are spread over
     width: int | None = None  # members side by side on one device
-    threads: int | None = None  # of one device
 
 
 def row(section: str, metric: str, measured: Spread | float, **about: Any) -> Row:

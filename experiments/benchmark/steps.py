@@ -1,12 +1,13 @@
 """Training steps of one model under every packing, beside PyTorch and the peak."""
 
+from functools import partial
 from typing import Any, NamedTuple
 
 from experiments.benchmark import engine, flops
 from experiments.benchmark.bench import Bench, Step
 from experiments.benchmark.cases import NUM_CLASSES, Case, images, known, memory_bytes
 from experiments.benchmark.engine import Engine, Packing
-from experiments.benchmark.measure import Contestant, Spread, Timing, Warm, ratio, spread, timed, warm
+from experiments.benchmark.measure import Contestant, Spread, Timing, Warm, ratio, spread, timed, warm, warm_all
 from experiments.benchmark.rows import Row, row
 from experiments.benchmark.with_torch import covered
 
@@ -28,7 +29,7 @@ QUICK = {
     "cnn": [Case(model="cnn", batch_size=64, optimizer="sgd")],
     "resnet18": [],
 }
-FEWEST, MOST = 4, 250  # steps a turn
+FEWEST, MOST = 2, 250  # steps a turn
 
 
 def plan(bench: Bench, section: str) -> list[Step]:
@@ -71,30 +72,28 @@ def measure(bench: Bench, case: Case) -> list[Row]:
     rows = []
     for packing in packed:
         rows += speed(raced, timings[str(packing)], **layout(packing))
-        compiling = timings[str(packing)].compiling
-        rows.append(row(raced.section, "compile s", compiling, method="steps", **case.about, **layout(packing)))
     if "PyTorch" in timings:
         rows += speed(raced, timings["PyTorch"], members=1, who="PyTorch")
     return [*rows, *(one for members in bench.members for one in choice(raced, members))]
 
 
 def pack(bench: Bench, case: Case) -> dict[Packing, Warm]:
-    """The warm contestants, narrow ones first: each tells how many steps fit a turn of the next."""
+    """The warm contestants, but for those that take too much memory or time, by what one member alone takes."""
     data, run = images(case.kind), case.run()
-    wanted = set(engine.packings(max(bench.members), bench.widths))
+    wanted = set(engine.packings(bench.members, bench.widths))
     wanted |= {engine.chosen(run, data, members) for members in bench.members}
+    seconds = warm(_turn(Engine(run, data, Packing(1, 1)), FEWEST)).seconds
     each = 3 * engine.state_bytes(run, data)  # old state, new state, and what a step needs in between
-    left, seconds, packed = memory_bytes() / 2, 0.0, {}
+    left, fitting = memory_bytes() / 2, []
     for packing in sorted(wanted, key=lambda one: (one.members, one)):
         left -= each * packing.members
-        if left < 0 or seconds * packing.members * FEWEST > bench.longest:
-            continue
-        packed[packing] = warm(contestant(case, packing, bench.call_seconds, seconds))
-        seconds = packed[packing].seconds
-    return packed
+        if left >= 0 and seconds * packing.members * FEWEST <= bench.longest:
+            fitting.append(packing)
+    makers = [partial(contestant, case, packing, bench.call_seconds, seconds) for packing in fitting]
+    return dict(zip(fitting, warm_all(makers), strict=True))
 
 
-def contestant(case: Case, packing: Packing, call_seconds: float, seconds: float, **changes: Any) -> Contestant:
+def contestant(case: Case, packing: Packing, call_seconds: float, seconds: float = 0.0, **changes: Any) -> Contestant:
     """The engine's steps under a packing; `seconds`: what a member-step takes, as far as is known, or 0."""
     trained = Engine(case.run(**changes), images(case.kind), packing)
     if seconds == 0.0:
@@ -144,4 +143,4 @@ def choice(raced: Raced, members: int) -> list[Row]:
 def _padded(timing: Timing, packing: Packing, members: int) -> Timing:
     """What a member-step takes when so many members train in waves, of which the last may be padded."""
     share = -(-members // packing.members) * packing.members / members
-    return Timing(tuple(share * one for one in timing.seconds), timing.compiling)
+    return Timing(tuple(share * one for one in timing.seconds))

@@ -10,8 +10,9 @@ from typing import Any
 
 import jax
 
+from cl_jax.devices import cores
 from cl_jax.errors import UserError
-from experiments.benchmark.cases import Case, cores, model_of
+from experiments.benchmark.cases import Case, model_of
 from experiments.benchmark.measure import Contestant
 
 WORKER = Path(__file__).with_name("torch_worker.py")

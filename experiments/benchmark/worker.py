@@ -14,12 +14,12 @@ def main(asked: dict[str, Any]) -> dict[str, Any]:
     if jax.config.values["jax_platforms"] in (None, "", "cpu"):
         jax.config.update("jax_num_cpu_devices", asked["devices"])
     from experiments.benchmark import engine
-    from experiments.benchmark.cases import Case, cores, images
+    from experiments.benchmark.cases import Case, images
     from experiments.benchmark.measure import Contestant, race, timed, warm
 
     case = Case(**asked["case"])
     run, data, count = case.run(), images(case.kind), asked["members"]
-    packing = engine.Packing(1, 1, cores()) if asked.get("one_by_one") else engine.chosen(run, data, count)
+    packing = engine.Packing(1, 1) if asked.get("one_by_one") else engine.chosen(run, data, count)
     group = engine.Engine(run, data, packing, count)
     found = warm(Contestant(name="steps", run=timed(lambda: group.steps(asked["steps"])), units=asked["steps"] * count))
     timing = race([found], rounds=9, seconds=asked["seconds"])["steps"]
