@@ -148,7 +148,8 @@ def test_padding_of_the_last_wave_counts() -> None:
 
 
 def test_what_takes_too_long_or_too_much_memory_is_left_out(tiny: bench.Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert steps.pack(dataclasses.replace(tiny, longest=0.0), TINY) == {}
+    chosen = {engine.chosen(TINY.run(), images(), members) for members in tiny.members}
+    assert set(steps.pack(dataclasses.replace(tiny, longest=0.0), TINY)) == chosen
     monkeypatch.setattr(steps, "memory_bytes", lambda: 0)
     assert steps.pack(tiny, TINY) == {}
 
@@ -237,6 +238,15 @@ def test_table_page_and_figures_say_what_was_measured_and_no_place(tmp_path: Pat
 
 def test_the_notebook_in_the_checkout_is_one_that_this_version_writes() -> None:
     assert (ROOT / "experiments" / "benchmark" / "README.md").read_text().startswith(notebook.HEAD)
+
+
+def test_memory_of_more_members_beside_their_state() -> None:
+    numbers = {("peak MB", 1): 400.0, ("peak MB", 64): 770.0, ("state MB", 1): 5.0, ("state MB", 64): 365.0}
+    found = [
+        rows.row("memory", metric, value, members=members, model="mlp-400", batch_size=128, optimizer="adam")
+        for (metric, members), value in numbers.items()
+    ]
+    assert "mlp-400, b128, adam: 63 more members took 370 MB; their state is 360 MB." in notebook._scaling(found)
 
 
 def test_mistakes_are_one_message(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

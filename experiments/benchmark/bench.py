@@ -46,4 +46,4 @@ def settings(quick: bool, torch: Torch | None) -> Bench:
             quick=True, torch=torch, rounds=5, race_seconds=1.5, call_seconds=0.05, longest=1.0, widths=(1, 4, 16, 64),
             members=(1, 64),
         )  # fmt: skip
-    return Bench(quick=False, torch=torch, rounds=9, race_seconds=2.5, call_seconds=0.1, longest=2.5)
+    return Bench(quick=False, torch=torch, rounds=9, race_seconds=2.5, call_seconds=0.06, longest=2.5)

@@ -18,7 +18,8 @@ from experiments.benchmark.rows import Row, row
 MODELS = ("mlp-100", "mlp-400", "cnn", "resnet18")
 SLOW = "vmap(jacrev)"
 SLOW_EXAMPLES = 8  # every example's whole Jacobian is held at once
-LEFT_OUT = ("resnet18",)  # of `SLOW`: minutes to compile
+DEEP = ("resnet18",)  # minutes to compile: fewer kinds, and not `SLOW`
+MOST = 1024  # examples a turn
 
 
 def plan(bench: Bench) -> list[Step]:
@@ -28,9 +29,9 @@ def plan(bench: Bench) -> list[Step]:
 
 
 def measure(bench: Bench, model: str) -> list[Row]:
-    kinds = ("exact", "empirical") if bench.quick else KINDS
+    kinds = ("exact", "empirical") if bench.quick or model in DEEP else KINDS
     makers = [functools.partial(contestant, bench, model, kind) for kind in kinds]
-    if model not in LEFT_OUT:
+    if model not in DEEP:
         makers.append(functools.partial(brute_force, model))
     timings = bench.race(warm_all(makers), slower=2.0)
     rows = []
@@ -46,16 +47,16 @@ def measure(bench: Bench, model: str) -> list[Row]:
 
 def contestant(bench: Bench, model: str, kind: str) -> Contestant:
     """One kind over as many examples as fill a turn."""
-    built, params, batch = _made(model, 1024)
+    built, params, batch = _made(model, MOST)
 
     def over(count: int) -> Callable[[], Any]:
         part = jax.tree.map(lambda leaf: leaf[:count], batch)
         function = jax.jit(functools.partial(diagonal_fisher, model=built, kind=kind))
         return lambda: function(jax.random.key(0), params=params, examples=part)
 
-    count = 64
+    count = 256 if model.startswith("mlp") else 16
     once = warm(Contestant(name=kind, run=timed(over(count)), units=count)).seconds
-    while count < 1024 and once * count < bench.call_seconds:
+    while count < MOST and once * count < bench.call_seconds:
         count *= 2
     return Contestant(name=kind, run=timed(over(count)), units=count)
 

@@ -25,7 +25,8 @@ drifts, ratios stay.
 
 - *member-step*: one training step of one run. A group of many is timed whole and divided by its members.
 - *packing* `devices x width`: so many members train at once, `width` side by side (`vmap`) on each device; more members
-  follow in waves. `chosen` is what the engine takes by itself.
+  follow in waves. *Chosen* is what the engine takes by itself; *best* is the fastest of those raced, by luck too, so
+  that chosen / best is a little above 1 even where the choice is right.
 - *GFLOP/s*: the operations of the step's matrix products, counted in the traced gradient (`flops.py` has the formulas),
   over its time; batch, optimizer and everything elementwise are in the time and not in the count. *Share of peak*: over
   the rate of the fastest large float32 matrix product, timed in the same rounds.
@@ -150,5 +151,17 @@ def _scaling(rows: Sequence[Row]) -> str:
         pivot(select(found, metric=forced), {"devices": lambda r: r.devices, "members": lambda r: r.members},
               lambda r: r.metric, with_spread),
         pivot(select(rows, section="memory"), {"members": lambda r: r.members}, lambda r: r.metric),
+        _growth(select(rows, section="memory")),
     ]  # fmt: skip
     return "\n".join(part for part in parts if part)
+
+
+def _growth(rows: Sequence[Row]) -> str:
+    """What more members take, beside what their state does."""
+    found = sorted(rows, key=lambda r: r.members or 0)
+    peak, state = select(found, metric="peak MB"), select(found, metric="state MB")
+    if len(peak) < 2:
+        return ""
+    more = (peak[-1].members or 0) - (peak[0].members or 0)
+    taken, needed = (number(one[-1].value - one[0].value) for one in (peak, state))
+    return f"{step(peak[0])}: {more} more members took {taken} MB; their state is {needed} MB.\n"

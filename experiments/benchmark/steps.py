@@ -78,16 +78,18 @@ def measure(bench: Bench, case: Case) -> list[Row]:
 
 
 def pack(bench: Bench, case: Case) -> dict[Packing, Warm]:
-    """The warm contestants, but for those that take too much memory or time, by what one member alone takes."""
+    """The warm contestants, but for those that take too much memory or, by what one member alone takes, too much time:
+    those that the engine would choose are raced in any case.
+    """
     data, run = images(case.kind), case.run()
-    wanted = set(engine.packings(bench.members, bench.widths))
-    wanted |= {engine.chosen(run, data, members) for members in bench.members}
+    chosen = {engine.chosen(run, data, members) for members in bench.members}
+    wanted = chosen.union(engine.packings(bench.members, bench.widths))
     seconds = warm(_turn(Engine(run, data, Packing(1, 1)), FEWEST)).seconds
     each = 3 * engine.state_bytes(run, data)  # old state, new state, and what a step needs in between
     left, fitting = memory_bytes() / 2, []
     for packing in sorted(wanted, key=lambda one: (one.members, one)):
         left -= each * packing.members
-        if left >= 0 and seconds * packing.members * FEWEST <= bench.longest:
+        if left >= 0 and (packing in chosen or seconds * packing.members * FEWEST <= bench.longest):
             fitting.append(packing)
     makers = [partial(contestant, case, packing, bench.call_seconds, seconds) for packing in fitting]
     return dict(zip(fitting, warm_all(makers), strict=True))
