@@ -63,8 +63,7 @@ class Report:
     format: Annotated[str, tyro.conf.arg(metavar="|".join(FORMATS), help_behavior_hint="")] = "terminal"
     """How to print the summary; left out: terminal."""
     select: Annotated[str, tyro.conf.arg(metavar=SELECT, help_behavior_hint="")] = "all"
-    """How each method's hyper-parameters are chosen on validation data: over all tasks; on the first K tasks, reported
-    on the others; on seed S, reported on the others; or per task, without later ones. Left out: all."""
+    """Choose on all tasks, on the first K or seed S and report the others, or per task; left out: all."""
 
 
 @dataclasses.dataclass
@@ -100,6 +99,12 @@ Examples:
   cl-jax report runs/quickstart
   cl-jax report runs/quickstart --format latex > table.tex
   cl-jax report runs/quickstart --select first:2
+
+--select says which validation data choose each method's hyper-parameters, and what is reported:
+  all        all tasks after the last, all seeds; everything is reported
+  first:K    tasks 1 to K after task K; the tasks after K are reported
+  seed:S     all tasks, seed S alone; the other seeds are reported
+  per-task   after each task anew the tasks so far, each seed by itself; everything is reported
 """,
     "list": """Name everything an experiment can be made of, a line each.""",
 }

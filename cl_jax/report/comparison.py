@@ -26,6 +26,7 @@ class Comparison(NamedTuple):
     protocols: list[Protocol]
     measured_on: list[str]  # by each protocol
     methods: dict[str, list[Outcome]]  # an outcome for each protocol, then that of the best choice on test
+    num_stopped: int  # configurations of these methods that are no candidates
 
     @property
     def gaps(self) -> list[float]:
@@ -44,6 +45,7 @@ def compare(stream: Stream) -> Comparison | None:
         protocols,
         [measured_on(each) for each in streams],
         {method: [*(_outcome(each, method) for each in streams), _best(streams[0], method)] for method in methods},
+        sum(bool(each.stopped.any()) for method in methods for each in stream.of(method)),
     )
 
 
@@ -62,6 +64,8 @@ def sentences(comparison: Comparison) -> list[str]:
         )
     elif most:
         said.append("Choosing on the test split instead of validation would have shown no more.")
+    if comparison.num_stopped:
+        said.append(f"Configurations stopped early ({comparison.num_stopped}) are in no column, nor best on test.")
     return said
 
 

@@ -14,7 +14,7 @@ from cl_jax.errors import UserError
 from cl_jax.report import render_table, summary, write_page
 from cl_jax.report.comparison import compare, sentences
 from cl_jax.report.page import library
-from cl_jax.report.panels import matrix, plane, seen, strength_panels
+from cl_jax.report.panels import front, matrix, plane, seen, strength_panels
 from cl_jax.report.streams import read, reselected
 from cl_jax.selection import parse
 
@@ -101,6 +101,7 @@ def test_per_task_takes_each_row_from_its_best(make_table):
     # The figures: a point of its own that is on no front, a bar at each value that was chosen.
     points = [point for point in plane(stream) if point.method == "ewc"]
     assert [point.chosen for point in points] == [False, False, False, True] and points[-1].together
+    assert len(front(points)) == 3 and not any(point.together for point in front(points))
     (panel,) = strength_panels(stream)
     assert panel.chosen == [0, 1, 2]
 
@@ -282,6 +283,13 @@ def test_comparison_by_hand(make_table):
         "The protocols choose differently for 1 of 1 methods with a choice: ewc.",
         "Choosing on the test split instead of validation would have shown no more.",
     ]
+
+
+def test_comparison_leaves_out_what_was_stopped(make_table):
+    (stream,) = read(table_of(make_table, stopped=stopped_by({100.0: 2})))
+    comparison = compare(stream)
+    assert [each.chosen for each in comparison.methods["ewc"]] == [f"strength {value}" for value in (10, 1, 10, 10, 10)]
+    assert sentences(comparison)[-1] == "Configurations stopped early (1) are in no column, nor best on test."
 
 
 def test_comparison_shows_what_choosing_on_test_overstates(make_table, tmp_path):
