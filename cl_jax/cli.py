@@ -82,9 +82,10 @@ def _call(command: options.Run | options.Plan | options.Report | options.List) -
             raise unknown("--format", command.format, options.FORMATS)
         _report(command.out, command.format, command.select)
     else:
-        from cl_jax import devices, runner
+        from cl_jax import cache, devices, runner
 
         devices.every_core()
+        cache.keep_compiled()
         out = command.out or Path("runs") / command.experiment.resolve().name.removesuffix(".py")
         job = runner.prepare(
             command.experiment, out, data=_data_name(command.data), folder=command.data_dir, seeds=command.seeds,
@@ -98,7 +99,7 @@ def _call(command: options.Run | options.Plan | options.Report | options.List) -
             runner.run(job, quiet=command.quiet)
             _report(out, "terminal", "all", quiet=command.quiet, again=False)
         else:
-            runner.describe(job)
+            runner.describe(job, measure=command.measure)
 
 
 def _tell_unraisable(found: Any) -> None:

@@ -59,12 +59,12 @@ class Programs:
     """
 
     def __init__(self, on_trace: Callable[[str], None] = lambda name: None, devices: Sequence[Any] | None = None):
-        self._devices = list(jax.local_devices() if devices is None else devices)
+        self.devices = list(jax.local_devices() if devices is None else devices)
         self._worlds: dict[Any, World] = {}
         self._placed: dict[Any, Data] = {}
         self.busy = threading.Lock()  # held while a wave computes: two at once would only share caches and cores
         self._lock = threading.Lock()  # two shards that need the same program at once would both compile it
-        quick = QUICK if self._devices[0].platform == "cpu" else None
+        quick = QUICK if self.devices[0].platform == "cpu" else None
 
         def compiled(name: str, function: Callable[..., Any], **arguments: Any) -> Any:
             def traced(*values: Any, **static: Any) -> Any:
@@ -81,7 +81,7 @@ class Programs:
 
     def packing(self, num_members: int, width: int) -> Packing:
         """As many devices as the members fill."""
-        return Packing(mesh_of(self._devices[: max(1, -(-num_members // width))]), width)
+        return Packing(mesh_of(self.devices[: max(1, -(-num_members // width))]), width)
 
     def data(self, data: Data, mesh: Mesh) -> Data:
         """The data set on each device of a mesh, put there once."""
@@ -149,8 +149,12 @@ class Programs:
 
     def compiled_steps(self, wave: Wave, state: Any, data: Data, num_steps: int) -> Any:
         """The program that `steps` runs, for a look at its memory and its text; `state`: arrays or shapes."""
+        return self.lowered_steps(wave, state, data, num_steps).compile()
+
+    def lowered_steps(self, wave: Wave, state: Any, data: Data, num_steps: int) -> Any:
+        """The same, not yet compiled."""
         about, numbers = (wave.runs, wave.seeds, wave.curriculum), (np.int32(0), np.int32(0))
-        return self._steps.lower(about, state, data, *numbers, num_steps=num_steps, packing=wave.packing).compile()
+        return self._steps.lower(about, state, data, *numbers, num_steps=num_steps, packing=wave.packing)
 
     def end_task(self, wave: Wave, state: TrainState, data: Data, task: int) -> tuple[TrainState, jax.Array]:
         """The state after a boundary, and its evaluation: float32 [wave, splits, metrics, T]. Uses `state` up."""

@@ -31,6 +31,15 @@ def every_core() -> None:
             jax.config.update("jax_num_cpu_devices", cores())
 
 
+def memory_bytes() -> int:
+    """Memory of one device; of a CPU, each device's share of the machine's."""
+    device = jax.local_devices()[0]
+    stats = device.memory_stats() if device.platform != "cpu" else None
+    if stats and "bytes_limit" in stats:
+        return stats["bytes_limit"]
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // jax.local_device_count()
+
+
 def mesh_of(devices: Sequence[Any]) -> Mesh:
     """The devices in a row. Auto axes: under the explicit ones of `jax.make_mesh`, `data[index]` raises."""
     return Mesh(np.array(devices), (AXIS,), axis_types=(AxisType.Auto,))

@@ -25,9 +25,7 @@ def _place(metavar: str) -> Any:
 
 
 @dataclasses.dataclass
-class Plan:
-    """Show what `run` would do, and do none of it."""
-
+class _Job:
     experiment: _place("EXPERIMENT")  # pyright: ignore[reportInvalidTypeForm]
     """Folder with a config.py, such as experiments/quickstart, or a .py file."""
     out: _option(Path, "FOLDER") = None  # pyright: ignore[reportInvalidTypeForm]
@@ -47,7 +45,15 @@ class Plan:
 
 
 @dataclasses.dataclass
-class Run(Plan):
+class Plan(_Job):
+    """Show what `run` would do, and do none of it."""
+
+    measure: _Flag = False
+    """Compile and time each program, for the time and memory it takes; widths are measured too, and `run` uses them."""
+
+
+@dataclasses.dataclass
+class Run(_Job):
     """Train an experiment, or go on with it; write its table and report."""
 
     quiet: _Flag = False
@@ -88,10 +94,11 @@ Examples:
 """,
     "plan": """Show what `run` would do, and do none of it.
 
-That is: the number of training runs and of compiled programs, and what is finished already.
+That is: the number of training runs and of compiled programs, the memory they take, and what is finished already.
 
-Example:
+Examples:
   cl-jax plan experiments/quickstart --seeds 20
+  cl-jax plan experiments/quickstart --measure
 """,
     "report": """Print the summary of a run, finished or not, and write its page and figures.
 

@@ -12,8 +12,9 @@ from cl_jax.errors import UserError
 from cl_jax.experiment import Member, hyper_parameters
 from cl_jax.results import read_shard, write_json
 
-# Until each device measures its own: members side by side on a CPU share its cache or slow each other down, an
+# Until it is measured (cl_jax/packing.py): members side by side on a CPU share its cache or slow each other down, an
 # accelerator is fuller the wider the program.
+MOST_PADDING = 1.1  # times the fewest places that any width needs
 CPU_WIDEST, CPU_CACHE_BYTES, ACCELERATOR_WIDEST = 8, 2**23, 64
 
 
@@ -24,6 +25,7 @@ class Shard:
     folder: Path
     members: tuple[Member, ...]
     width: int  # members side by side; their results depend on it in the last bits
+    fixed: bool = True  # the width is recorded or asked for; else it is a rule's, which a measurement may improve
 
     @property
     def done(self) -> bool:
@@ -48,14 +50,15 @@ def widest(state_bytes: int, platform: str) -> int:
 
 
 def choose_width(num_members: int, widest: int, num_devices: int) -> int:
-    """The widest W that pads the fewest members up to a multiple of devices times W; devices without members idle."""
+    """The widest W that pads few members up to a multiple of devices times W; devices without members idle."""
 
     def slots(width: int) -> int:
         wave = width * min(num_devices, -(-num_members // width))
         return -(-num_members // wave) * wave
 
     most = max(1, min(widest, -(-num_members // num_devices)))
-    return min(range(1, most + 1), key=lambda width: (slots(width), -width))
+    least = min(slots(width) for width in range(1, most + 1))
+    return max(width for width in range(1, most + 1) if slots(width) <= MOST_PADDING * least)
 
 
 def make_plan(
@@ -105,7 +108,8 @@ def make_plan(
         shard_width = fixed or width or choose_width(len(new), most(new[0]), jax.local_device_count())
         address = hashlib.sha256("".join(member.id for member in new).encode()).hexdigest()[:8]
         folder = out / part / f"{folder_label(new[0].entry.label)}-{group}-{address}"
-        shards.append(Shard(folder=folder, members=tuple(new), width=shard_width))
+        given = fixed is not None or width is not None
+        shards.append(Shard(folder=folder, members=tuple(new), width=shard_width, fixed=given))
     return shards
 
 

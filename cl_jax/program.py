@@ -102,10 +102,20 @@ def first_state(run: Run, seed: jax.Array, data: Data) -> train.TrainState:
     return init(run, seed, world.curriculum, world.params, data)
 
 
+def state_parts(run: Run, data: Data) -> dict[str, int]:
+    """Bytes of one member's training state: of its parameters, its optimizer, each method; nothing is computed."""
+    state = jax.eval_shape(partial(first_state, run, data=data), jnp.int32(0))
+
+    def held(tree: Any) -> int:
+        return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
+
+    methods = {name: held(value) for name, value in state.method.items()}
+    return {"parameters": held((state.base, state.trainable)), "optimizer": held(state.optimizer), **methods}
+
+
 def state_bytes(run: Run, data: Data) -> int:
-    """What one member's training state takes on the device; nothing is computed for it."""
-    leaves = jax.tree.leaves(jax.eval_shape(partial(first_state, run, data=data), jnp.int32(0)))
-    return sum(leaf.size * leaf.dtype.itemsize for leaf in leaves)
+    """What one member's training state takes on the device."""
+    return sum(state_parts(run, data).values())
 
 
 def steps(

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import math
 import os
 import time
 from collections.abc import Callable
@@ -11,7 +12,7 @@ from typing import Any
 
 import jax
 
-from cl_jax import compiled, plan, program, provenance, results, sources, sweep, trunk
+from cl_jax import compiled, estimate, packing, plan, program, provenance, results, sources, sweep, trunk
 from cl_jax.checks import check_experiment, check_runs
 from cl_jax.config import LARGEST_INT
 from cl_jax.data import Data, split_source
@@ -133,11 +134,12 @@ def run(job: Job, *, quiet: bool = False, parallel: int | None = None) -> None:
     todo = [shard for shard in job.shards if not shard.done]
     cores = min(os.cpu_count() or 1, 4) if jax.default_backend() == "cpu" else 1
     began, programs = time.monotonic(), compiled.Programs()
-    trunks = trunk.Trunks(job.trunks, job.trunk_of)
     if todo or not (job.out / "environment.json").is_file():
         results.write_json(job.out / "environment.json", _environment(job))
     try:
         with Bar(job.steps_to_do, quiet=quiet) as bar:
+            job, _ = settle(job, programs, share=packing.SHARE, say=bar.say)
+            todo, trunks = [shard for shard in job.shards if not shard.done], trunk.Trunks(job.trunks, job.trunk_of)
             if len(todo) < len(job.shards):
                 bar.say(f"{len(job.shards) - len(todo)} of {len(job.shards)} shards are finished already")
 
@@ -184,10 +186,44 @@ def _environment(job: Job) -> dict[str, Any]:
     }
 
 
-def describe(job: Job, say: Callable[[str], None] = print) -> None:
-    """The plan in words."""
+def settle(job: Job, programs: compiled.Programs, *, share: float, say: Callable[[str], None]) -> tuple[Job, Any]:
+    """The job at widths that were measured where that pays, and what was measured, by shard's folder."""
+    measured = {}
+
+    def one(shard: plan.Shard) -> plan.Shard:
+        if shard.done:
+            return shard
+        first = shard.members[0].entry.run
+        shard, found = packing.settled(shard, job.data[first.data, first.validation], programs, share=share)
+        if found:
+            times = ", ".join(f"{each.milliseconds:.3f} at {each.width}" for each in found if each.fits)
+            say(f"{shard.members[0].entry.label}: width {shard.width}; ms a member-step by width: {times}")
+        measured[shard.folder] = found
+        return shard
+
+    shards, trunks = [one(shard) for shard in job.shards], [one(shard) for shard in job.trunks]
+    return dataclasses.replace(job, shards=shards, trunks=trunks), measured
+
+
+def describe(job: Job, *, measure: bool = False, say: Callable[[str], None] = print) -> None:
+    """The plan in words and as a table; with `measure` each program is compiled and timed for it."""
     total = sum(len(shard.members) for shard in job.shards)
+    measured: dict[Path, Any] = {}
+    if measure:
+        job, measured = settle(job, compiled.Programs(), share=math.inf, say=lambda text: None)
     say(f"{job.experiment.name}: {total} members in {len(job.shards)} static groups (compiles)")
-    for shard in job.shards:
-        state = "done" if shard.done else "to do"
-        say(f"  {shard.folder.name:<40} {len(shard.members):>4} members, width {shard.width}, {state}")
+    estimates = []
+    for shard in [*job.trunks, *job.shards]:
+        if not shard.done:
+            run = shard.members[0].entry.run
+            estimates.append(
+                estimate.estimate(
+                    shard,
+                    job.data[run.data, run.validation],
+                    measured.get(shard.folder, []),
+                    first_task_elsewhere=shard.members[0].id in job.trunk_of,
+                    only_first=shard in job.trunks,
+                )
+            )
+    estimate.show(estimate.table(estimates, [shard for shard in job.shards if shard.done]))
+    say(estimate.summary(estimates))

@@ -55,10 +55,11 @@ def trunk_members(members: Sequence[Member], data_sha256: Mapping[str, str], *, 
     for member in members:
         run = trunk_of(member.entry.run)
         if run is not None:
-            entry = Entry(label="task 1" if shared else f"task 1 of {member.id}", run=run)
-            found[member.id] = Member(
-                entry=entry, seed=member.seed, id=address(entry, member.seed, data_sha256[run.data])
-            )
+            # Whoever shares it has its one address; the label is for people.
+            addressed = Entry(label="task 1" if shared else f"task 1 of {member.id}", run=run)
+            id = address(addressed, member.seed, data_sha256[run.data])
+            entry = Entry(label=f"task 1 of {member.entry.label}", run=run)
+            found[member.id] = Member(entry=entry, seed=member.seed, id=id)
     return found
 
 

@@ -1,9 +1,16 @@
 """Strict numerics for every test: several CPU devices, no silent rank or dtype promotion."""
 
+import atexit
 import os
+import shutil
+import tempfile
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("MPLBACKEND", "Agg")
+# Programs started by tests keep what they compile, and share it, but not with the user's own runs.
+if "CL_JAX_CACHE" not in os.environ:
+    os.environ["CL_JAX_CACHE"] = tempfile.mkdtemp(prefix="cl_jax_tests_")
+    atexit.register(shutil.rmtree, os.environ["CL_JAX_CACHE"], ignore_errors=True)
 
 import jax
 

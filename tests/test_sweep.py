@@ -218,5 +218,10 @@ def test_state_bytes_and_width() -> None:
     weights = 4 * (64 * 8 + 8 + 8 * 10 + 10)
     assert weights <= plain < heavy and heavy - plain >= 2 * weights  # a Fisher and an anchor
     assert plan.widest(plain, "cpu") == 8 and plan.widest(2**22, "cpu") == 2 and plan.widest(2**30, "cpu") == 1
-    assert plan.choose_width(20, 8, 1) == 5 and plan.choose_width(7, 8, 1) == 7 and plan.choose_width(1, 8, 1) == 1
-    assert plan.choose_width(20, 8, 2) == 5 and plan.choose_width(7, 8, 2) == 4 and plan.choose_width(3, 64, 8) == 1
+    assert plan.choose_width(20, 8, 1) == 7 and plan.choose_width(7, 8, 1) == 7 and plan.choose_width(1, 8, 1) == 1
+    assert (
+        plan.choose_width(20, 8, 2) == 5
+        and plan.choose_width(45, 8, 2) == 8
+        and plan.choose_width(7, 8, 2) == 4
+        and plan.choose_width(3, 64, 8) == 1
+    )

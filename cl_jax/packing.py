@@ -1,0 +1,187 @@
+"""How many members side by side: measured on this device, once for each program, and kept.
+
+Members of one wave share a device's caches and its cores; whether wide or narrow is faster differs by model, batch and
+device, up to four times. What is measured is the very program that will train, so that nothing is compiled in vain.
+"""
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+import time
+from collections.abc import Callable, Sequence
+
+import jax
+import numpy as np
+
+from cl_jax.cache import cache_folder
+from cl_jax.compiled import Programs
+from cl_jax.data import Data
+from cl_jax.devices import cores, memory_bytes
+from cl_jax.errors import UserError
+from cl_jax.plan import Shard, choose_width
+from cl_jax.program import state_parts
+from cl_jax.results import read_json, write_json
+from cl_jax.waves import chunk_steps, crew_of, first_states, muster
+
+WIDTHS = (1, 2, 4, 8, 16, 64)
+MEMORY_SHARE = 0.85  # of a device's memory that a wave may take
+MEASURED_SECONDS = 0.3  # a width, once it is compiled
+SHARE = 0.05  # of a shard's time that may be spent on measuring
+LONGEST_CALL = 10.0  # seconds; a width that is expected to take longer is not tried
+LEAST_SECONDS = 3.0  # of measuring, below which nothing is: a program compiles about as long
+GUESSED_FLOPS = 2e10  # a second and core
+ENOUGH = 1.15  # a width this much slower than the best: those beyond it are not tried
+
+
+@dataclasses.dataclass(frozen=True)
+class Measured:
+    """One program at one width."""
+
+    width: int
+    milliseconds: float  # a member-step: wall time of a call / (members x steps)
+    bytes: int  # a device, while the wave trains: arguments, outputs and temporaries
+    compile_seconds: float
+
+    @property
+    def fits(self) -> bool:
+        return self.bytes <= MEMORY_SHARE * memory_bytes()
+
+
+def measure(shard: Shard, data: Data, programs: Programs, width: int) -> Measured:
+    """Compiles the training program of a full wave and times it; the members are repeated to fill it."""
+    wave = programs.packing(len(shard.members), width).wave
+    members = tuple(shard.members[i % len(shard.members)] for i in range(wave))
+    crew = crew_of(dataclasses.replace(shard, members=members, width=width), data, programs)
+    (wave,) = muster(crew, np.arange(len(members)))
+    steps, state = chunk_steps(members[0].entry.run.steps), first_states(crew, wave)
+    began = time.perf_counter()
+    memory = programs.compiled_steps(wave, state, crew.data, steps).memory_analysis()
+    compile_seconds = time.perf_counter() - began
+    taken = memory.argument_size_in_bytes + memory.output_size_in_bytes + memory.temp_size_in_bytes
+    found = Measured(width, float("inf"), taken - memory.alias_size_in_bytes, compile_seconds)
+    if not found.fits:
+        return found
+    seconds: list[float] = []
+    # At least two, the first of which finds nothing in the caches.
+    while len(seconds) < 2 or sum(seconds) < MEASURED_SECONDS:
+        began = time.perf_counter()
+        state, losses = programs.steps(wave, state, crew.data, 0, 0, num_steps=steps)
+        jax.block_until_ready(losses)
+        seconds.append(time.perf_counter() - began)
+    # The fastest call: what disturbs a measurement only ever slows it down.
+    return dataclasses.replace(found, milliseconds=1e3 * min(seconds) / (len(members) * steps))
+
+
+def explore(
+    of_width: Callable[[int], Measured],
+    call: Callable[[Measured, int], float],
+    first: int,
+    widths: Sequence[int],
+    seconds: Callable[[Measured], float],
+) -> list[Measured]:
+    """Measures the first width, then wider and then narrower ones while that pays.
+
+    Args:
+        call: what a call at another width would take if a member-step took as long as it was measured.
+        seconds: to spend on this, once the first width is measured.
+    """
+    began, found = time.monotonic(), [of_width(first)]
+    for side in (sorted(w for w in widths if w > first), sorted((w for w in widths if w < first), reverse=True)):
+        for width in side:
+            expected = call(found[0], width)
+            needed = time.monotonic() - began + found[0].compile_seconds + 2 * expected
+            if expected > LONGEST_CALL or needed > seconds(found[0]):
+                break
+            found.append(of_width(width))
+            best = min(each.milliseconds for each in found)
+            if not found[-1].fits or found[-1].milliseconds > ENOUGH * best:
+                break
+    return found
+
+
+def best_width(found: Sequence[Measured], num_members: int, num_devices: int) -> int:
+    """The width whose waves train all members soonest: the fastest per member-step, or one that pads fewer.
+
+    Raises:
+        UserError: not even the narrowest fits.
+    """
+    fitting = {each.width: each for each in found if each.fits and np.isfinite(each.milliseconds)}
+    if not fitting:
+        least = min(found, key=lambda each: each.width)
+        raise UserError(
+            f"one member takes {least.bytes / 1e9:.2f} GB on a device, of which {memory_bytes() / 1e9:.2f} GB may be "
+            f"used to {MEMORY_SHARE:.0%}: use a smaller model or batch, or a larger device"
+        )
+    fastest = min(fitting.values(), key=lambda each: each.milliseconds)
+    return choose_width(num_members, fastest.width, num_devices)
+
+
+def kept(program: str, measured: Callable[[], list[Measured]]) -> list[Measured]:
+    """What was measured of a program on this device before, or is measured now and kept."""
+    device = jax.devices()[0]
+    about = [program, device.device_kind, jax.local_device_count(), jax.__version__]
+    address = hashlib.sha256(json.dumps(about).encode()).hexdigest()[:16]
+    file = cache_folder() / "widths" / f"{address}.json"
+    if file.is_file():
+        try:
+            return [Measured(**each) for each in read_json(file, {"measured": list})["measured"]]
+        except (UserError, TypeError):
+            file.unlink(missing_ok=True)  # a torn file of a cache is worth nothing
+    found = measured()
+    with contextlib.suppress(OSError):  # a cache that cannot be written costs time, nothing else
+        write_json(file, {"about": about[1:], "measured": [dataclasses.asdict(each) for each in found]})
+    return found
+
+
+def settled(shard: Shard, data: Data, programs: Programs, *, share: float = SHARE) -> tuple[Shard, list[Measured]]:
+    """The shard at the width that trains it soonest, and what was measured; nothing is, where it would not pay.
+
+    Args:
+        share: of the shard's time, that measuring may take.
+
+    Raises:
+        UserError: not one member fits the device.
+    """
+    run = shard.members[0].entry.run
+    member_steps = len(shard.members) * run.steps * run.stream.num_tasks
+    if share < 1 and share * guessed_seconds(shard, data) < LEAST_SECONDS:
+        return shard, []
+    most = -(-len(shard.members) // len(programs.devices))
+    widths = sorted({min(width, most) for width in WIDTHS})
+
+    def measured() -> list[Measured]:
+        def call(known: Measured, width: int) -> float:
+            wave = programs.packing(len(shard.members), width).wave
+            return known.milliseconds / 1e3 * wave * chunk_steps(run.steps)
+
+        return explore(
+            lambda width: measure(shard, data, programs, width),
+            call,
+            shard.width,
+            widths,
+            lambda known: share * member_steps * known.milliseconds / 1e3,
+        )
+
+    found = kept(program_of(shard, data, programs), measured)
+    if shard.fixed:
+        return shard, found
+    width = best_width(found, len(shard.members), len(programs.devices))
+    return dataclasses.replace(shard, width=width, fixed=True), found
+
+
+def guessed_seconds(shard: Shard, data: Data) -> float:
+    """A rough time of the shard before anything is known of its program: 6 FLOP a parameter, example and step."""
+    run = shard.members[0].entry.run
+    member_steps = len(shard.members) * run.steps * run.stream.num_tasks
+    parameters = state_parts(run, data)["parameters"] / 4
+    return member_steps * 6 * parameters * run.batch_size / (GUESSED_FLOPS * cores())
+
+
+def program_of(shard: Shard, data: Data, programs: Programs) -> str:
+    """The address of the shard's training program, equal for all that train alike (whatever they do at boundaries)."""
+    crew = crew_of(dataclasses.replace(shard, members=shard.members[:1], width=1), data, programs)
+    (wave,) = muster(crew, np.arange(1))
+    steps = chunk_steps(crew.members[0].entry.run.steps)
+    lowered = programs.lowered_steps(wave, first_states(crew, wave), crew.data, steps)
+    return hashlib.sha256(lowered.as_text().encode()).hexdigest()
