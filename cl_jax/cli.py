@@ -90,6 +90,7 @@ def _call(command: options.Run | options.Plan | options.Report | options.List) -
         job = runner.prepare(
             command.experiment, out, data=_data_name(command.data), folder=command.data_dir, seeds=command.seeds,
             steps=command.steps, width=command.width, shared=not command.unshared,
+            data_budget=command.data_budget,
         )  # fmt: skip
         if isinstance(command, options.Run):
             # Orbax and asyncio log with a traceback what Orbax's threads raise, which also reaches us as an error.

@@ -18,6 +18,7 @@ from cl_jax import program
 from cl_jax.data import Data
 from cl_jax.devices import AXIS, by_member, mesh_of, on_each
 from cl_jax.experiment import Member
+from cl_jax.model import Params
 from cl_jax.program import World
 from cl_jax.tasks.stream import Curriculum
 from cl_jax.train import TrainState
@@ -71,13 +72,14 @@ class Programs:
                 on_trace(name)
                 return function(*values, **static)
 
-            return jax.jit(traced, static_argnames=("packing", "num_steps"), **arguments)
+            return jax.jit(traced, static_argnames=("packing", "num_steps", "split"), **arguments)
 
         self._world = compiled("world", program.make_world, compiler_options=quick)
         self._init = compiled("init", over_members(program.init), compiler_options=quick)
         self._steps = compiled("steps", over_members(program.steps), donate_argnums=1)
         self._end_task = compiled("end_task", over_members(program.end_task), donate_argnums=1)
         self._row = compiled("row", over_members(program.row))
+        self._row_part = compiled("row_part", over_members(program.row_part))
 
     def packing(self, num_members: int, width: int) -> Packing:
         """As many devices as the members fill."""
@@ -85,7 +87,7 @@ class Programs:
 
     def data(self, data: Data, mesh: Mesh) -> Data:
         """The data set on each device of a mesh, put there once."""
-        key = (mesh, data.sha256, data.sizes)
+        key = (mesh, data.sha256, data.sizes, data.host)
         with self._lock:
             if key not in self._placed:
                 here = mesh.size == 1 and data.images.devices() == set(mesh.devices.flat)
@@ -156,10 +158,21 @@ class Programs:
         about, numbers = (wave.runs, wave.seeds, wave.curriculum), (np.int32(0), np.int32(0))
         return self._steps.lower(about, state, data, *numbers, num_steps=num_steps, packing=wave.packing)
 
+    def boundary(self, wave: Wave, state: TrainState, data: Data, task: int) -> tuple[TrainState, Params]:
+        """`end_task` without the evaluation: the state, and the parameters to evaluate."""
+        about = (wave.runs, wave.seeds, wave.curriculum)
+        return self._end_task(about, state, data, np.int32(task), packing=wave.packing)
+
+    def row_part(
+        self, wave: Wave, params: Params, after: int, data: Data, split: str, task: int, first: int
+    ) -> jax.Array:
+        """Sums over one chunk of one task, as `cl_jax.evaluate.chunk_sums`: float32 [wave, metrics]."""
+        numbers = (np.int32(after), np.int32(task), np.int32(first))
+        return self._row_part((wave.plain, wave.curriculum), params, data, *numbers, split=split, packing=wave.packing)
+
     def end_task(self, wave: Wave, state: TrainState, data: Data, task: int) -> tuple[TrainState, jax.Array]:
         """The state after a boundary, and its evaluation: float32 [wave, splits, metrics, T]. Uses `state` up."""
-        about = (wave.runs, wave.seeds, wave.curriculum)
-        state, params = self._end_task(about, state, data, np.int32(task), packing=wave.packing)
+        state, params = self.boundary(wave, state, data, task)
         with self._lock:
             row = self._row((wave.plain, wave.curriculum), params, data, np.int32(task + 1), packing=wave.packing)
         return state, row
@@ -168,7 +181,7 @@ class Programs:
 def over_members(function: Callable[..., Any]) -> Callable[..., Any]:
     """`function(*about, value, data, *shared)` of one member, for a wave of them."""
 
-    def mapped(about: Any, value: Any, data: Data, *shared: jax.Array, packing: Packing, **static: int) -> Any:
+    def mapped(about: Any, value: Any, data: Data, *shared: jax.Array, packing: Packing, **static: Any) -> Any:
         def local(about: Any, value: Any, data: Data, *shared: jax.Array) -> Any:
             def one(about: Any, value: Any) -> Any:
                 return function(*about, value, data, *shared, **static)

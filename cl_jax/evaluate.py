@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from cl_jax.data import Data
 from cl_jax.losses import cross_entropy
 from cl_jax.model import Model, Params
-from cl_jax.tasks.stream import Curriculum, View, largest_task, render, task_rows
+from cl_jax.tasks.stream import Curriculum, Stream, View, largest_task, render, task_rows
 
 CHUNK = 1024  # examples evaluated at once
 METRICS = ("accuracy", "loss")
@@ -30,33 +30,60 @@ def evaluate(
     return jnp.stack([_split(model, params, view, curriculum, data, after, split) for split in EVALUATED])
 
 
+def chunks(stream: Stream, data: Data, split: str) -> tuple[int, int]:
+    """In how many chunks a task of a split is evaluated, and the examples of each."""
+    rows = largest_task(stream, data, split)
+    number = -(-rows // CHUNK)
+    return number, -(-rows // number)
+
+
+def each_share(size: jax.Array) -> jax.Array:
+    """What each of `size` examples counts in a mean; as a factor, which the compiler makes of a division anyway."""
+    return 1.0 / jnp.maximum(size, 1).astype(jnp.float32)
+
+
+def chunk_sums(
+    model: Model,
+    params: Params,
+    view: View,
+    curriculum: Curriculum,
+    data: Data,
+    after: jax.Array,
+    task: jax.Array,
+    first: jax.Array,
+    *,
+    split: str,
+) -> jax.Array:
+    """Sums of right answers and losses over one chunk of a task, from position `first` on: float32 [metrics]."""
+    segments = curriculum.segments[split]
+    _, size = chunks(view.stream, data, split)
+    position = first + jnp.arange(size, dtype=jnp.int32)
+    reference = task_rows(segments, task, position)
+    present = jnp.maximum(after - 1, 0)
+    batch = render(view, curriculum.tables, data, reference, present, mask="seen", one_task=True)
+    logits = model.apply(params, batch.x)
+    valid = (position < segments.size[task]).astype(jnp.float32)
+    assert batch.active is not None
+    right = jnp.argmax(jnp.where(batch.active, logits, -jnp.inf), axis=-1).astype(jnp.int32) == batch.y
+    loss = cross_entropy(logits, batch.y, batch.active)
+    known = jnp.take_along_axis(batch.active, batch.y[:, None], axis=-1)[:, 0]
+    loss = jnp.where(known, loss, jnp.inf)
+    right = right & known & jnp.isfinite(logits).all(axis=-1)
+    return jnp.stack([jnp.sum(valid * right.astype(jnp.float32)), jnp.sum(jnp.where(valid > 0, loss, 0.0))])
+
+
 def _split(
     model: Model, params: Params, view: View, curriculum: Curriculum, data: Data, after: jax.Array, split: str
 ) -> jax.Array:
+    num_chunks, size = chunks(view.stream, data, split)
     segments = curriculum.segments[split]
-    rows = largest_task(view.stream, data, split)
-    num_chunks = -(-rows // CHUNK)
-    chunk = -(-rows // num_chunks)
-    present = jnp.maximum(after - 1, 0)
 
     def one_task(task: jax.Array) -> jax.Array:
         def add(sums: jax.Array, first: jax.Array) -> tuple[jax.Array, None]:
-            position = first + jnp.arange(chunk, dtype=jnp.int32)
-            reference = task_rows(segments, task, position)
-            batch = render(view, curriculum.tables, data, reference, present, mask="seen", one_task=True)
-            logits = model.apply(params, batch.x)
-            valid = (position < segments.size[task]).astype(jnp.float32)
-            assert batch.active is not None
-            right = jnp.argmax(jnp.where(batch.active, logits, -jnp.inf), axis=-1).astype(jnp.int32) == batch.y
-            loss = cross_entropy(logits, batch.y, batch.active)
-            known = jnp.take_along_axis(batch.active, batch.y[:, None], axis=-1)[:, 0]
-            loss = jnp.where(known, loss, jnp.inf)
-            right = right & known & jnp.isfinite(logits).all(axis=-1)
-            summed = jnp.stack([jnp.sum(valid * right.astype(jnp.float32)), jnp.sum(jnp.where(valid > 0, loss, 0.0))])
-            return sums + summed, None
+            return sums + chunk_sums(model, params, view, curriculum, data, after, task, first, split=split), None
 
-        firsts = jnp.arange(num_chunks, dtype=jnp.int32) * chunk
-        sums, _ = jax.lax.scan(add, jnp.zeros((2,), jnp.float32), firsts)
-        return sums / jnp.maximum(segments.size[task], 1).astype(jnp.float32)
+        firsts = jnp.arange(num_chunks, dtype=jnp.int32) * size
+        sums, _ = jax.lax.scan(add, jnp.zeros((len(METRICS),), jnp.float32), firsts)
+        return sums * each_share(segments.size[task])
 
     return jax.lax.map(one_task, jnp.arange(view.stream.num_tasks, dtype=jnp.int32)).T

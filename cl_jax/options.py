@@ -40,6 +40,8 @@ class _Job:
     """Train N steps a task instead of the experiment's number."""
     width: _option(int, "N") = None  # pyright: ignore[reportInvalidTypeForm]
     """Train N runs side by side on a device; left out: chosen, then kept."""
+    data_budget: _option(str, "BYTES") = None  # pyright: ignore[reportInvalidTypeForm]
+    """Let a device hold so many bytes of images, such as 64MB; a larger set streams. Left out: what fits it."""
     unshared: _Flag = False
     """Train task 1 for each run, also where runs cannot differ before its end."""
 

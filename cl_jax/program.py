@@ -15,7 +15,7 @@ from cl_jax import train
 from cl_jax.adapters import Full
 from cl_jax.batch import Reference, Task
 from cl_jax.data import Data
-from cl_jax.evaluate import evaluate
+from cl_jax.evaluate import chunk_sums, evaluate
 from cl_jax.experiment import Run
 from cl_jax.method import chain, stream_key
 from cl_jax.methods.context import Context
@@ -24,6 +24,7 @@ from cl_jax.optimizers import Sgd
 from cl_jax.schedules import TaskDecay
 from cl_jax.tasks.stream import (
     Curriculum,
+    Segments,
     View,
     largest_task,
     make_curriculum,
@@ -118,6 +119,12 @@ def state_bytes(run: Run, data: Data) -> int:
     return sum(state_parts(run, data).values())
 
 
+def references_of(run: Run, seed: jax.Array, segments: Segments, task: jax.Array, numbers: jax.Array) -> Reference:
+    """The batches [S, B] of given steps int32 [S] of a task; `segments` are those of the training set."""
+    key = jax.random.fold_in(stream_key(jax.random.key(seed), "batches"), task)
+    return sample_references(key, segments, run.exposure, task, numbers, run.batch_size)
+
+
 def steps(
     run: Run,
     seed: jax.Array,
@@ -133,14 +140,7 @@ def steps(
     view = view_of(run, data)
     learner = make_learner(run, data, curriculum, task)
     numbers = first_step + jnp.arange(num_steps, dtype=jnp.int32)
-    references = sample_references(
-        jax.random.fold_in(stream_key(key, "batches"), task),
-        curriculum.segments["train"],
-        run.exposure,
-        task,
-        numbers,
-        run.batch_size,
-    )
+    references = references_of(run, seed, curriculum.segments["train"], task, numbers)
     key_steps = jax.random.fold_in(stream_key(key, "steps"), task)
     one_task = run.exposure == "current"
 
@@ -174,3 +174,13 @@ def row(run: Run, curriculum: Curriculum, params: Params, data: Data, after: jax
     """Evaluation after `after` tasks: float32 [splits, metrics, T]. `run` is of `world_of`."""
     view = view_of(run, data)
     return evaluate(run.model.build(view.num_outputs), params, view, curriculum, data, after)
+
+
+def row_part(
+    run: Run, curriculum: Curriculum, params: Params, data: Data, after: jax.Array, task: jax.Array, first: jax.Array,
+    *, split: str,
+) -> jax.Array:  # fmt: skip
+    """The part of `row` that one chunk of one task is: sums, float32 [metrics]."""
+    view = view_of(run, data)
+    model = run.model.build(view.num_outputs)
+    return chunk_sums(model, params, view, curriculum, data, after, task, first, split=split)

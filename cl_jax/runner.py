@@ -12,7 +12,8 @@ from typing import Any
 
 import jax
 
-from cl_jax import compiled, estimate, packing, plan, program, provenance, results, sources, sweep, trunk
+from cl_jax import compiled, estimate, packing, plan, program, provenance, results, sources, sweep, trunk, waves
+from cl_jax.budget import image_budget
 from cl_jax.checks import check_experiment, check_runs
 from cl_jax.config import LARGEST_INT
 from cl_jax.data import Data, split_source
@@ -42,6 +43,12 @@ class Job:
         return total + sum(map(_steps, trunks)) - sum(map(_steps, done_elsewhere))
 
 
+def _data_of(shard: plan.Shard) -> tuple[str, float]:
+    """Which of `Job.data` a shard trains on."""
+    run = shard.members[0].entry.run
+    return run.data, run.validation
+
+
 def _steps(shard: plan.Shard) -> int:
     """Member-steps a task."""
     return len(shard.members) * shard.members[0].entry.run.steps
@@ -49,12 +56,13 @@ def _steps(shard: plan.Shard) -> int:
 
 def prepare(
     path: Path, out: Path, *, data: str | None = None, folder: Path | None = None, seeds: int | None = None,
-    steps: int | None = None, width: int | None = None, shared: bool = True,
+    steps: int | None = None, width: int | None = None, shared: bool = True, data_budget: str | None = None,
 ) -> Job:  # fmt: skip
     """Reads, checks and plans; writes nothing and compiles nothing.
 
     Args:
         shared: train task 1 once for members that cannot differ before its end.
+        data_budget: bytes of images that a device may hold, see `cl_jax.budget.image_budget`; a larger set streams.
 
     Raises:
         UserError: whatever is wrong with the experiment, the data or the output folder.
@@ -81,7 +89,11 @@ def prepare(
     _check_folder(folder, experiment)
     wanted = {(entry.run.data, entry.run.validation) for entry in experiment.entries}
     loaded = {name: sources.load(name, folder) for name in sorted({name for name, _ in wanted})}
-    on_device = {(name, share): split_source(loaded[name], share) for name, share in wanted}
+    allowed = image_budget(data_budget)
+    streamed = allowed is not None and sum(loaded[name].image_bytes for name, _ in wanted) > allowed
+    on_device = {
+        (name, share): split_source(loaded[name], share, budget=allowed if streamed else None) for name, share in wanted
+    }
     check_runs(experiment.entries, on_device)
     sha256 = {name: source.sha256 for name, source in loaded.items()}
     everyone = members(experiment, sha256)
@@ -98,6 +110,11 @@ def prepare(
     trunk_of = trunk.trunk_members(waiting, sha256, shared=shared)
     first = list({member.id: member for member in trunk_of.values()}.values())
     trunks = plan.make_plan(out, first, width, state_bytes, "trunks")
+    for shard in (*shards, *trunks):
+        if streamed and not shard.done:
+            waves.windows_of(
+                shard, on_device[_data_of(shard)], jax.local_device_count()
+            )  # raises where they do not fit
     return Job(experiment=experiment, data=on_device, shards=shards, trunks=trunks, trunk_of=trunk_of, out=out)
 
 
@@ -125,7 +142,8 @@ def run(job: Job, *, quiet: bool = False, parallel: int | None = None) -> None:
 
     Args:
         parallel: static groups compiled and trained at once, each in a thread of its own; default: the cores of a CPU,
-            at most 4, and 1 on an accelerator. Results do not depend on it.
+            at most 4, and 1 on an accelerator. Where data streams, 1: a budget is for one group at a time. Results do
+            not depend on it.
     """
     job.out.mkdir(parents=True, exist_ok=True)
     results.write_json(
@@ -133,6 +151,8 @@ def run(job: Job, *, quiet: bool = False, parallel: int | None = None) -> None:
     )
     todo = [shard for shard in job.shards if not shard.done]
     cores = min(os.cpu_count() or 1, 4) if jax.default_backend() == "cpu" else 1
+    if any(data.host is not None for data in job.data.values()):
+        parallel = 1
     began, programs = time.monotonic(), compiled.Programs()
     if todo or not (job.out / "environment.json").is_file():
         results.write_json(job.out / "environment.json", _environment(job))
@@ -144,8 +164,7 @@ def run(job: Job, *, quiet: bool = False, parallel: int | None = None) -> None:
                 bar.say(f"{len(job.shards) - len(todo)} of {len(job.shards)} shards are finished already")
 
             def one(shard: plan.Shard) -> None:
-                first = shard.members[0].entry.run
-                sweep.run_shard(shard, job.data[first.data, first.validation], bar, programs, trunks)
+                sweep.run_shard(shard, job.data[_data_of(shard)], bar, programs, trunks)
 
             pool = ThreadPoolExecutor(parallel or cores)
             futures = [pool.submit(one, shard) for shard in todo]
@@ -193,8 +212,7 @@ def settle(job: Job, programs: compiled.Programs, *, share: float, say: Callable
     def one(shard: plan.Shard) -> plan.Shard:
         if shard.done:
             return shard
-        first = shard.members[0].entry.run
-        shard, found = packing.settled(shard, job.data[first.data, first.validation], programs, share=share)
+        shard, found = packing.settled(shard, job.data[_data_of(shard)], programs, share=share)
         if found:
             times = ", ".join(f"{each.milliseconds:.3f} at {each.width}" for each in found if each.fits)
             say(f"{shard.members[0].entry.label}: width {shard.width}; ms a member-step by width: {times}")
@@ -215,11 +233,10 @@ def describe(job: Job, *, measure: bool = False, say: Callable[[str], None] = pr
     estimates = []
     for shard in [*job.trunks, *job.shards]:
         if not shard.done:
-            run = shard.members[0].entry.run
             estimates.append(
                 estimate.estimate(
                     shard,
-                    job.data[run.data, run.validation],
+                    job.data[_data_of(shard)],
                     measured.get(shard.folder, []),
                     first_task_elsewhere=shard.members[0].id in job.trunk_of,
                     only_first=shard in job.trunks,
@@ -227,3 +244,11 @@ def describe(job: Job, *, measure: bool = False, say: Callable[[str], None] = pr
             )
     estimate.show(estimate.table(estimates, [shard for shard in job.shards if shard.done]))
     say(estimate.summary(estimates))
+    for shard in job.shards:
+        data = job.data[_data_of(shard)]
+        if data.host is not None and not shard.done:
+            windows = waves.windows_of(shard, data, jax.local_device_count())
+            say(
+                f"{shard.members[0].entry.label}: {windows.training} of {sum(data.sizes)} images at a time on a device, "
+                f"{windows.chunk} steps each"
+            )

@@ -24,6 +24,7 @@ from cl_jax.waves import (
     Host,
     Progress,
     crew_of,
+    end_task,
     first_states,
     gathered,
     host_like,
@@ -134,7 +135,7 @@ def _one_task(crew: Crew, before: Standing, task: int, progress: Progress, start
                 state = train_task(crew, wave, state, task, progress)
             else:
                 state = state._replace(**on_devices(crew, wave, start)._asdict())
-            state, row = crew.programs.end_task(wave, state, crew.data, task)
+            state, row = end_task(crew, wave, state, task)
             parts.append(to_host(wave, state))
             record[wave.places, task + 1] = to_host(wave, row)
     progress.restored(int(diverged.sum()) * crew.members[0].entry.run.steps)

@@ -1,18 +1,21 @@
 """A shard's members wave by wave: the loop of calls that trains a task, and what they leave on the host."""
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from cl_jax.budget import Windows, plan_windows
 from cl_jax.compiled import Packing, Programs, Wave, padded, stack
 from cl_jax.data import Data
 from cl_jax.devices import by_member
 from cl_jax.experiment import Member
 from cl_jax.plan import Shard
 from cl_jax.program import World
+from cl_jax.streaming import Feed
 from cl_jax.train import TrainState
 
 CHUNK_STEPS = 250  # steps between two reports of progress
@@ -36,6 +39,7 @@ class Crew(NamedTuple):
     members: Sequence[Member]
     worlds: list[World]  # on the host, one a member
     data: Data  # on the devices
+    windows: Windows
     packing: Packing
     programs: Programs
 
@@ -43,7 +47,8 @@ class Crew(NamedTuple):
 def crew_of(shard: Shard, data: Data, programs: Programs) -> Crew:
     packing = programs.packing(len(shard.members), shard.width)
     worlds = programs.worlds(shard.members, data)
-    return Crew(shard, shard.members, worlds, programs.data(data, packing.mesh), packing, programs)
+    windows = windows_of(shard, data, packing.mesh.size)
+    return Crew(shard, shard.members, worlds, programs.data(data, packing.mesh), windows, packing, programs)
 
 
 def muster(crew: Crew, live: np.ndarray) -> list[Wave]:
@@ -64,7 +69,9 @@ def first_params(crew: Crew, wave: Wave) -> Any:
 
 
 def prepare(crew: Crew) -> None:
-    """Compiles everything that the shard will call."""
+    """Compiles everything that the shard will call, unless data streams: its shapes are those of windows."""
+    if crew.data.host is not None:
+        return
     wave = muster(crew, np.zeros(1, np.int64))[0]
     crew.programs.prepare(wave, first_params(crew, wave), crew.data, chunk_steps(crew.members[0].entry.run.steps))
 
@@ -79,19 +86,45 @@ def host_like(crew: Crew) -> TrainState:
 
 def train_task(crew: Crew, wave: Wave, state: TrainState, task: int, progress: Progress) -> TrainState:
     """All steps of a task, in chunks; those of members that have all diverged are not computed."""
-    steps, count = crew.members[0].entry.run.steps, len(wave.places)
-    chunk = chunk_steps(steps)
+    steps, count, feed = crew.members[0].entry.run.steps, len(wave.places), feed_of(crew, wave)
+    chunk = crew.windows.chunk
     flags: Any = np.zeros(1, bool)
-    for first in range(0, steps, chunk):
-        state, _ = crew.programs.steps(wave, state, crew.data, task, first, num_steps=chunk)
-        # Waits for the chunk before this one, so that the device always has the next at hand.
-        frozen = bool(np.asarray(flags).all())
-        flags = jnp.copy(state.diverged)  # the next call uses the state up
-        progress.advanced(crew.shard, task, chunk * count)
-        if frozen:
-            progress.advanced(crew.shard, task, (steps - first - chunk) * count)
-            break
+    with feed.training(task) as data_for:
+        for first in range(0, steps, chunk):
+            state, _ = crew.programs.steps(wave, state, data_for(state), task, first, num_steps=chunk)
+            # Waits for the chunk before this one, so that the device always has the next at hand.
+            frozen = bool(np.asarray(flags).all())
+            flags = jnp.copy(state.diverged)  # the next call uses the state up
+            progress.advanced(crew.shard, task, chunk * count)
+            if frozen:
+                progress.advanced(crew.shard, task, (steps - first - chunk) * count)
+                break
     return state
+
+
+def end_task(crew: Crew, wave: Wave, state: TrainState, task: int) -> tuple[TrainState, Any]:
+    """As `Programs.end_task`, of data that streams too."""
+    if crew.data.host is None:
+        return crew.programs.end_task(wave, state, crew.data, task)
+    feed = feed_of(crew, wave)
+    with feed.boundary(state, task) as data:
+        state, params = jax.block_until_ready(crew.programs.boundary(wave, state, data, task))
+    return state, feed.evaluate(partial(crew.programs.row_part, wave, params, task + 1))
+
+
+def windows_of(shard: Shard, data: Data, num_devices: int) -> Windows:
+    """What a shard's waves hold of the data at a time. Raises UserError: more than its budget."""
+    run = shard.members[0].entry.run
+    wave = shard.width * min(num_devices, -(-len(shard.members) // shard.width))
+    num_seeds = min(wave, len({member.seed for member in shard.members}))
+    return plan_windows(run, num_seeds, wave, data, chunk_steps(run.steps))
+
+
+def feed_of(crew: Crew, wave: Wave) -> Feed:
+    """What the wave's programs are given as data."""
+    at = padded(wave.places, crew.packing.wave)
+    seeds, curricula = [crew.members[i].seed for i in at], [crew.worlds[i].curriculum for i in at]
+    return Feed(crew.members[0].entry.run, seeds, curricula, crew.data, crew.windows)
 
 
 def chunk_steps(steps: int, most: int = CHUNK_STEPS) -> int:

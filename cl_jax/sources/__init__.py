@@ -58,6 +58,10 @@ class Source:
             digest.update(array.data)
         return digest.hexdigest()
 
+    @property
+    def image_bytes(self) -> int:
+        return self.train_images.nbytes + (0 if self.test_images is None else self.test_images.nbytes)
+
     def _arrays(self) -> dict[str, np.ndarray | None]:
         return {name: getattr(self, name) for name in ("train_images", "train_labels", "test_images", "test_labels")}
 

@@ -1,7 +1,7 @@
 """A task stream: arrays of one seed plus pure functions, the same for a domain-, task- or class-incremental reading.
 
 A task is a window on the data set (which rows belong to it) and a view of it (how its images look). Nothing is copied
-per task or per member: rows stay uint8 on the device and are transformed when a batch is made.
+per task or per member: rows stay uint8 and are transformed when a batch is made.
 """
 
 from collections.abc import Callable
@@ -198,14 +198,18 @@ def render(
         one_task: all rows are of task `reference.task[0]`: then the images are transformed together, several times
             faster than example by example.
     """
-    images = data.images[reference.row]
+    images = data.pixels(reference.row)
     if one_task:
         images = view.stream.transform(tables, reference.task[0], images)
     elif view.stream.transform is not _same_images:
         transform = view.stream.transform
         images = jax.vmap(lambda task, image: transform(tables, task, image[None])[0])(reference.task, images)
+    x = images.astype(jnp.float32) / data.pixel_max
+    held = data.holds(reference.row)
+    if held is not None:  # a row that nobody foresaw must not train as some other image: its member is flagged instead
+        x = jnp.where(held[:, None, None, None], x, jnp.nan)
     return Batch(
-        x=images.astype(jnp.float32) / data.pixel_max,
+        x=x,
         y=labels_of(view, tables, reference, data),
         active=active_outputs(view, reference.task, present, mask),
         reference=reference,
