@@ -6,6 +6,7 @@ import os
 import platform
 import shlex
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -72,17 +73,19 @@ def run(options: Options, words: Sequence[str]) -> list[Row]:
         if name not in SECTIONS:
             raise unknown("part", name, SECTIONS)
     every_core()
-    if jax.default_backend() == "cpu":
-        jax.config.update("jax_enable_compilation_cache", False)  # compiling is measured
+    jax.config.update("jax_enable_compilation_cache", False)  # compiling is measured
     torch = with_torch.find(options.torch_python)
     bench, rows, began, load = settings(options.quick, torch), [], time.monotonic(), os.getloadavg()[0]
     options.out.mkdir(parents=True, exist_ok=True)
+    kept = tempfile.TemporaryDirectory()
+    os.environ["CL_JAX_CACHE"] = kept.name  # widths are measured anew
     try:
         todo = [Step("matmul peak", 5.0, lambda: peak.measure(bench))]
         todo += [step for name in names for step in SECTIONS[name](bench)]
         for measured in progress(todo):
             rows += measured
     finally:
+        kept.cleanup()
         if torch is not None:
             torch.close()
         if rows:

@@ -16,7 +16,7 @@ from cl_jax.tasks import Split
 from experiments.benchmark import engine
 from experiments.benchmark.bench import Bench, Step
 from experiments.benchmark.cases import STEPS, Case, images, known
-from experiments.benchmark.engine import Engine
+from experiments.benchmark.engine import Engine, Packing
 from experiments.benchmark.measure import Contestant, Timing, spread, timed, warm
 from experiments.benchmark.rows import Row, row
 from experiments.benchmark.steps import layout
@@ -55,7 +55,7 @@ def boundary(bench: Bench) -> list[Row]:
     )
     timings["Fisher"] = _sum(both, evaluation, -1.0)
     timings["evaluation and waiting for the checkpoint"] = _sum(evaluation, waits, 1.0)
-    about = {**CASE.about, **layout(ewc.packing), "members": MEMBERS, "tasks": 5}
+    about = {**CASE.about, **layout(ewc.layout), "members": MEMBERS, "tasks": 5}
     rows = [row("boundary", "ms per member", spread([1e3 * one for one in training]), method="training", **about)]
     for name, timing in timings.items():
         share = spread([100 * one / (one + whole) for one, whole in zip(timing.seconds, training, strict=True)])
@@ -70,7 +70,7 @@ def _sum(one: Timing, other: Timing, sign: float) -> Timing:
 
 def _engine(data: Data, methods: dict[str, Any]) -> Engine:
     run = CASE.run(**PROTOCOL, methods=methods)
-    return Engine(run, data, engine.chosen(run, data, MEMBERS), MEMBERS)
+    return Engine(run, data, engine.chosen(run, data, [MEMBERS])[MEMBERS], MEMBERS)
 
 
 class Saves:
@@ -95,7 +95,7 @@ def compiles(model: str) -> list[Row]:
     case = Case(model=model, batch_size=32, optimizer="adam")
     run, data = case.run(methods={"ewc": Ewc(num_examples=64)}), images(case.kind)
     engine.programs.cache_clear()
-    packing = engine.chosen(run, data, 1)
+    packing = Packing(1, 1)
     trained = functools.partial(Engine, run, data, packing)
     start = warm(Contestant(name="start", run=timed(lambda: trained().states), units=1))
     made = trained()

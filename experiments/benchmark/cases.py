@@ -2,11 +2,9 @@
 
 import dataclasses
 import functools
-import os
 import re
 from typing import Any
 
-import jax
 import numpy as np
 
 from cl_jax.data import Data, split_source
@@ -74,9 +72,3 @@ def model_of(name: str) -> Any:
     if found := re.fullmatch(r"mlp-(\d+)", name):
         return Mlp(hidden=(int(found[1]), int(found[1])))
     return MODELS[name]()
-
-
-def memory_bytes() -> int:
-    """Of the device that members train on: its limit on an accelerator, else the machine's memory."""
-    stats = jax.devices()[0].memory_stats() or {}
-    return stats.get("bytes_limit") or os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

@@ -1,12 +1,15 @@
 """The one place that knows how the sweep engine is called."""
 
 import functools
+import math
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
-from cl_jax import compiled, plan, program
+from cl_jax import compiled, packing, plan, program
 from cl_jax.config import replace
 from cl_jax.data import Data
 from cl_jax.devices import mesh_of
@@ -29,20 +32,34 @@ class Packing(NamedTuple):
 
 
 def packings(members: tuple[int, ...], widths: tuple[int, ...]) -> list[Packing]:
-    """Every way to lay out one of these numbers of members: these widths over as many devices as the members fill, and
-    all members at once over all devices.
+    """Every layout of one of these numbers of members: these widths, as many as a device's share of the members needs,
+    over all devices that the members fill; and the widest of them on one device.
     """
     every = jax.local_device_count()
-    found = {Packing(min(every, -(-count // width)), width) for count in members for width in widths if width <= count}
-    found |= {Packing(every, count // every) for count in members if count >= every}
+    found = {Packing(1, max(width for width in widths if width <= max(members)))}
+    for count in members:
+        for width in {min(width, -(-count // every)) for width in widths}:
+            found.add(Packing(min(every, -(-count // width)), width))
     return sorted(one for one in found if one.members <= max(members))
 
 
-def chosen(run: Run, data: Data, members: int) -> Packing:
-    """What the engine itself would take for so many members."""
-    widest = plan.widest(state_bytes(run, data), jax.default_backend())
-    width = plan.choose_width(members, widest, jax.local_device_count())
-    return Packing(min(jax.local_device_count(), -(-members // width)), width)
+def chosen(run: Run, data: Data, counts: Sequence[int]) -> dict[int, Packing]:
+    """What the engine itself takes for so many members, by measuring as it does before it trains them."""
+    found = {}
+    for count in sorted(counts, reverse=True):  # what is measured for many is known for few
+        widest = plan.widest(state_bytes(run, data), jax.default_backend())
+        width = plan.choose_width(count, widest, jax.local_device_count())
+        shard = plan.Shard(folder=Path(), members=tuple(members_of(run, count)), width=width, fixed=False)
+        shard, _ = packing.settled(shard, data, programs(), share=math.inf)
+        found[count] = Packing(min(jax.local_device_count(), -(-count // shard.width)), shard.width)
+    return found
+
+
+def members_of(run: Run, count: int) -> list[Member]:
+    """Members of one seed that differ in their learning rates by parts of a thousand."""
+    rates = [run.optimizer.learning_rate * (1 + i / 4096) for i in range(count)]
+    runs = [replace(run, {"optimizer.learning_rate": rate}) for rate in rates]
+    return [Member(entry=Entry(label="benchmark", run=one), seed=0, id=f"{i}") for i, one in enumerate(runs)]
 
 
 def state_bytes(run: Run, data: Data) -> int:
@@ -57,21 +74,19 @@ def programs() -> compiled.Programs:
 
 
 class Engine:
-    """`count` members of one run, ready to train. They differ in their learning rates by parts of a thousand."""
+    """`count` members of one run, ready to train; left out: as many as train at once."""
 
-    def __init__(self, run: Run, data: Data, packing: Packing, count: int | None = None):
-        rates = [run.optimizer.learning_rate * (1 + i / 4096) for i in range(count or packing.members)]
-        runs = [replace(run, {"optimizer.learning_rate": rate}) for rate in rates]
-        members = [Member(entry=Entry(label="benchmark", run=one), seed=0, id=f"{i}") for i, one in enumerate(runs)]
-        self.run, self.packing, self.count = run, packing, len(members)
-        mesh = mesh_of(jax.local_devices()[: packing.devices])
-        layout, worlds = compiled.Packing(mesh, packing.width), programs().worlds(members, data)
+    def __init__(self, run: Run, data: Data, layout: Packing, count: int | None = None):
+        members = members_of(run, count or layout.members)
+        self.layout, self.count = layout, len(members)
+        mesh = mesh_of(jax.local_devices()[: layout.devices])
+        packed, worlds = compiled.Packing(mesh, layout.width), programs().worlds(members, data)
         self.data = programs().data(data, mesh)
         self.waves, self.states = [], []
-        for first in range(0, self.count, packing.members):
-            index = np.arange(first, min(first + packing.members, self.count))
-            wave = programs().wave(members, worlds, index, layout)
-            params = compiled.stack([worlds[i].params for i in compiled.padded(index, packing.members)])
+        for first in range(0, self.count, layout.members):
+            index = np.arange(first, min(first + layout.members, self.count))
+            wave = programs().wave(members, worlds, index, packed)
+            params = compiled.stack([worlds[i].params for i in compiled.padded(index, layout.members)])
             self.waves.append(wave)
             self.states.append(programs().init(wave, params, self.data))
 

@@ -12,7 +12,7 @@ from cl_jax.tasks import Permuted
 from experiments.benchmark import engine
 from experiments.benchmark.bench import Bench, Step
 from experiments.benchmark.cases import Case, images
-from experiments.benchmark.engine import Engine
+from experiments.benchmark.engine import Engine, Packing
 from experiments.benchmark.measure import Contestant, Spread, timed, warm
 from experiments.benchmark.rows import Row, row
 
@@ -33,16 +33,16 @@ def plan(bench: Bench) -> list[Step]:
 
 def members(bench: Bench) -> list[Row]:
     """Member-steps a second of whole groups, as the engine itself lays them out."""
-    run, data, warmed, packing = MIDDLE.run(), images(MIDDLE.kind), [], {}
+    run, data, warmed = MIDDLE.run(), images(MIDDLE.kind), []
+    packing = engine.chosen(run, data, bench.members)
     steps = 20 if bench.quick else 50
     for count in bench.members:
-        packing[str(count)] = engine.chosen(run, data, count)
-        group = Engine(run, data, packing[str(count)], count)
+        group = Engine(run, data, packing[count], count)
         call = timed(lambda group=group: group.steps(steps))
         warmed.append(warm(Contestant(name=str(count), run=call, units=count * steps)))
     rows = []
     for name, timing in bench.race(warmed, slower=2.0).items():
-        about = {**MIDDLE.about, **packing[name]._asdict(), "members": int(name)}
+        about = {**MIDDLE.about, **packing[int(name)]._asdict(), "members": int(name)}
         rows.append(row("scaling", "ms per member-step", timing.spread(1e3), **about))
         rows.append(row("scaling", "member-steps/s", timing.rate(1.0), **about))
     return rows
@@ -53,7 +53,7 @@ def tasks(bench: Bench) -> list[Row]:
     data, rows, warmed, boundaries = images(MIDDLE.kind), [], [], []
     for count in (1, 5, 20):
         run = MIDDLE.run(stream=Permuted(num_tasks=count), methods={"ewc": Ewc(num_examples=1000)})
-        made = Engine(run, data, engine.chosen(run, data, 1))
+        made = Engine(run, data, Packing(1, 1))
         warmed.append(warm(Contestant(name=str(count), run=timed(lambda m=made: m.steps(100)), units=100)))
         boundaries.append(warm(Contestant(name=str(count), run=timed(made.end_task), units=1)))
     for metric, race in (("ms per member-step", warmed), ("ms per boundary", boundaries)):

@@ -3,9 +3,10 @@
 from functools import partial
 from typing import Any, NamedTuple
 
+from cl_jax.devices import memory_bytes
 from experiments.benchmark import engine, flops
 from experiments.benchmark.bench import Bench, Step
-from experiments.benchmark.cases import NUM_CLASSES, Case, images, known, memory_bytes
+from experiments.benchmark.cases import NUM_CLASSES, Case, images, known
 from experiments.benchmark.engine import Engine, Packing
 from experiments.benchmark.measure import Contestant, Spread, Timing, Warm, ratio, spread, timed, warm, warm_all
 from experiments.benchmark.rows import Row, row
@@ -30,6 +31,7 @@ QUICK = {
     "resnet18": [],
 }
 FEWEST, MOST = 2, 250  # steps a turn
+GUESSED_FLOPS = 2e10  # a second, for the number of steps by which the engine is to measure widths
 
 
 def plan(bench: Bench, section: str) -> list[Step]:
@@ -44,6 +46,7 @@ class Raced(NamedTuple):
 
     case: Case
     packed: list[Packing]
+    chosen: dict[int, Packing]  # by the engine, for so many members
     timings: dict[str, Timing]  # by packing, and of PyTorch
     peak: Timing  # seconds of one floating-point operation in the large matrix product
     work: int  # floating-point operations of a member-step
@@ -60,15 +63,16 @@ class Raced(NamedTuple):
 
 def measure(bench: Bench, case: Case) -> list[Row]:
     """Every packing that fits, PyTorch and the peak in one race."""
-    packed = pack(bench, case)
+    shape = images(case.kind).images.shape[1:]
+    work = flops.training_step(case.run().model.build(NUM_CLASSES), shape, case.batch_size)
+    chosen = choose(bench, case, work)
+    packed = pack(bench, case, set(chosen.values()))
     warmed = [bench.reference(), *packed.values()]
     if bench.torch is not None and covered(case):
         warmed.append(warm(bench.torch.contestant(case, bench.call_seconds)))
     timings = bench.race(warmed, slower=2.0)
     peak = timings.pop(warmed[0].contestant.name)
-    shape = images(case.kind).images.shape[1:]
-    work = flops.training_step(case.run().model.build(NUM_CLASSES), shape, case.batch_size)
-    raced = Raced(case, list(packed), timings, peak, work)
+    raced = Raced(case, list(packed), chosen, timings, peak, work)
     rows = []
     for packing in packed:
         rows += speed(raced, timings[str(packing)], **layout(packing))
@@ -77,12 +81,17 @@ def measure(bench: Bench, case: Case) -> list[Row]:
     return [*rows, *(one for members in bench.members for one in choice(raced, members))]
 
 
-def pack(bench: Bench, case: Case) -> dict[Packing, Warm]:
+def choose(bench: Bench, case: Case, work: int) -> dict[int, Packing]:
+    """The engine's own choice, measured in turns of a fraction of a second a member."""
+    steps = max(10, min(MOST, int(4 * bench.call_seconds * GUESSED_FLOPS / work)))
+    return engine.chosen(case.run(steps=steps), images(case.kind), bench.members)
+
+
+def pack(bench: Bench, case: Case, chosen: set[Packing]) -> dict[Packing, Warm]:
     """The warm contestants, but for those that take too much memory or, by what one member alone takes, too much time:
     those that the engine would choose are raced in any case.
     """
     data, run = images(case.kind), case.run()
-    chosen = {engine.chosen(run, data, members) for members in bench.members}
     wanted = chosen.union(engine.packings(bench.members, bench.widths))
     seconds = warm(_turn(Engine(run, data, Packing(1, 1)), FEWEST)).seconds
     each = 3 * engine.state_bytes(run, data)  # old state, new state, and what a step needs in between
@@ -105,7 +114,7 @@ def contestant(case: Case, packing: Packing, call_seconds: float, seconds: float
 
 def _turn(trained: Engine, num_steps: int) -> Contestant:
     run = timed(lambda: trained.steps(num_steps))
-    return Contestant(name=str(trained.packing), run=run, units=num_steps * trained.count)
+    return Contestant(name=str(trained.layout), run=run, units=num_steps * trained.count)
 
 
 def speed(raced: Raced, timing: Timing, **about: Any) -> list[Row]:
@@ -125,10 +134,11 @@ def layout(packing: Packing) -> dict[str, int]:
 def choice(raced: Raced, members: int) -> list[Row]:
     """The packing that the engine chooses for so many members, against the best one and against PyTorch."""
     case, section = raced.case, raced.section
-    chosen = engine.chosen(case.run(), images(case.kind), members)
+    chosen = raced.chosen[members]
     if chosen not in raced.packed:
         return []
-    able = {one: _padded(raced.timings[str(one)], one, members) for one in raced.packed if one.members <= members}
+    allowed = [one for one in raced.packed if one.members <= members or one == chosen]
+    able = {one: _padded(raced.timings[str(one)], one, members) for one in allowed}
     best, ours = min(able, key=lambda one: able[one].spread().value), able[chosen]
     about = {**case.about, **chosen._asdict(), "members": members}
     rows = [

@@ -19,7 +19,7 @@ def main(asked: dict[str, Any]) -> dict[str, Any]:
 
     case = Case(**asked["case"])
     run, data, count = case.run(), images(case.kind), asked["members"]
-    packing = engine.Packing(1, 1) if asked.get("one_by_one") else engine.chosen(run, data, count)
+    packing = engine.Packing(1, 1) if asked.get("one_by_one") else engine.chosen(run, data, [count])[count]
     group = engine.Engine(run, data, packing, count)
     found = warm(Contestant(name="steps", run=timed(lambda: group.steps(asked["steps"])), units=asked["steps"] * count))
     timing = race([found], rounds=9, seconds=asked["seconds"])["steps"]
