@@ -248,7 +248,5 @@ def describe(job: Job, *, measure: bool = False, say: Callable[[str], None] = pr
         data = job.data[_data_of(shard)]
         if data.host is not None and not shard.done:
             windows = waves.windows_of(shard, data, jax.local_device_count())
-            say(
-                f"{shard.members[0].entry.label}: {windows.training} of {sum(data.sizes)} images at a time on a device, "
-                f"{windows.chunk} steps each"
-            )
+            label, held = shard.members[0].entry.label, f"{windows.training} of {sum(data.sizes)} images"
+            say(f"{label}: {held} at a time on a device, {windows.chunk} steps each")

@@ -102,7 +102,7 @@ setup() {
 # Both files have a sha256 of every distribution and markers for every platform and Python from 3.11 on.
 remake_lock() {
   local python scratch made="by: bash launch/local.sh lock"
-  python=$(find_python); scratch=$(mktemp -d); trap 'rm -rf "$scratch"' EXIT
+  python=$(find_python); scratch=$(mktemp -d); trap "rm -rf '$scratch'" EXIT
   "$python" -m venv "$scratch/venv"
   "$scratch/venv/bin/python" -m pip install --quiet --disable-pip-version-check uv
   cp "$root/pyproject.toml" "$scratch"; cd "$scratch"
