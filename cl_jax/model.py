@@ -14,9 +14,16 @@ class Model(NamedTuple):
     Attributes:
         init: from a key and a batch of inputs [B, ...] to parameters.
         apply: from parameters and inputs [B, ...] to logits [B, C].
-        tap: for models made of dense layers only: `(params, probes, x) -> (logits, inputs)`. Every layer is
-            `params[name] = {"kernel": [d_in, d_out], "bias": [d_out]}`; `probes[name]` [B, d_out] is added to that
-            layer's output and `inputs[name]` [B, d_in] is what it received. `None`: the general path is used.
+        tap: `(params, probes, x) -> (logits, inputs)`: how the parameters are used, so that gradients of single
+            examples need not be formed where there is a shorter way. `inputs[name]` tells of `params[name]`, a layer
+            used once; `probes[name]`, of the shape of the layer's output, is added to that output (no probes at all:
+            `{}`). A layer is known by its parameters; `...` are positions, any number of axes:
+                kernel [d_in, d_out]: inputs @ kernel, from inputs [B, ..., d_in]. A convolution gives its patches.
+                scale [d]: inputs * scale, from inputs [B, ..., d].
+                embedding [V, d]: embedding[inputs], from int32 inputs [B, ...].
+                bias [d], or of any shape that the output ends in: + bias, beside one of these or alone; then inputs
+                    [B, ..., d].
+            Layers missing from `inputs` take the general path. `None`: all of the model does.
     """
 
     init: Callable[[jax.Array, Any], Params]

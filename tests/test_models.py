@@ -1,7 +1,5 @@
 """Convolutions against XLA's own, models against Flax Linen and `lax`, initial weights against their laws."""
 
-import functools
-
 import chex
 import jax
 import jax.numpy as jnp
@@ -36,13 +34,13 @@ def library(x, kernel, window, stride, padding):
     return lax.conv_general_dilated(x, hwio, (stride, stride), padding, dimension_numbers=("NHWC", "HWIO", "NHWC"))
 
 
-@pytest.mark.parametrize("members", [None, 3])
 @pytest.mark.parametrize(
-    ("window", "stride", "padding"),
-    [(3, 1, "SAME"), (3, 2, "SAME"), (3, 1, "VALID"), (3, 2, "VALID"), (1, 1, "SAME"), (1, 2, "SAME"), (2, 3, "SAME")],
-)
+    ("window", "stride", "padding", "members"),
+    [(3, 1, "SAME", 2), (3, 2, "SAME", 2), (3, 2, "SAME", None), (3, 1, "VALID", None), (3, 2, "VALID", None),
+     (1, 2, "SAME", 2), (2, 3, "SAME", None)],
+)  # fmt: skip
 def test_convolution_is_the_library_s(window, stride, padding, members):
-    """Value, both gradients and forward derivative, on an image with an odd and an even side."""
+    """Value, both gradients and forward derivative, on an image with an odd and an even side; kernels of their own."""
     batch = () if members is None else (members,)
     x, kernel = normal(0, *batch, 2, 7, 6, 3), normal(1, *batch, window * window * 3, 4)
 
@@ -54,12 +52,10 @@ def test_convolution_is_the_library_s(window, stride, padding, members):
 
         return jax.jit(one if members is None else jax.vmap(one))(x, kernel)
 
-    found = results(convolution)
-    chex.assert_trees_all_close(found, results(library), **ROUNDING)
-    chex.assert_trees_all_close(results(functools.partial(convolution, implementation="library")), found, **ROUNDING)
+    chex.assert_trees_all_close(results(convolution), results(library), **ROUNDING)
 
 
-@pytest.mark.parametrize(("window", "height", "width"), [(2, 6, 8), (2, 7, 5), (3, 7, 9)])
+@pytest.mark.parametrize(("window", "height", "width"), [(2, 7, 5), (3, 6, 10)])
 def test_max_pool_is_the_library_s(window, height, width):
     x = normal(0, 2, height, width, 3)  # no equals among them, so one gradient is right
 
@@ -173,7 +169,7 @@ def test_resnet_sizes():
     assert 1.09e6 < sum(leaf.size for leaf in jax.tree.leaves(params)) < 1.11e6
 
 
-@pytest.mark.parametrize(("name", "initialization"), [("cnn", "uniform"), ("cnn", "he"), ("resnet18", "uniform")])
+@pytest.mark.parametrize(("name", "initialization"), [("cnn", "he"), ("resnet18", "uniform")])
 def test_initial_weights(name, initialization):
     if name == "cnn":
         model = cnn((40, 50), (60,), 30, initialization)
