@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from cl_jax.batch import Task as Task
     from cl_jax.batch import whole_task as whole_task
     from cl_jax.fisher import diagonal_fisher as diagonal_fisher
+    from cl_jax.kfac import kronecker_factors as kronecker_factors
     from cl_jax.losses import task_loss as task_loss
     from cl_jax.method import Method as Method
     from cl_jax.method import StepInfo as StepInfo
@@ -39,6 +40,7 @@ _HOMES = {
     "adapters.lora": ("lora",),
     "batch": ("Batch", "Task", "whole_task"),
     "fisher": ("diagonal_fisher",),
+    "kfac": ("kronecker_factors",),
     "losses": ("task_loss",),
     "method": ("Method", "StepInfo", "chain"),
     "methods.ewc": ("ewc",),
