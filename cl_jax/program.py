@@ -53,6 +53,7 @@ def make_learner(run: Run, data: Data, curriculum: Curriculum, present: jax.Arra
         render=show(False),
         render_task=show(True),
         num_outputs=view.num_outputs,
+        num_active=view.stream.classes_per_task if view.scenario == "task" else view.num_outputs,
         batch_size=run.batch_size,
         largest_task=largest_task(view.stream, data, "train"),
     )

@@ -9,14 +9,19 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cl_jax import layer_gradients, per_example
+from cl_jax import layer_gradients, per_example, program
 from cl_jax.batch import Batch
+from cl_jax.data import split_source
+from cl_jax.experiment import Mlp, Run
 from cl_jax.fisher import KINDS, diagonal_fisher
 from cl_jax.losses import log_probabilities
+from cl_jax.methods.ewc import Ewc
 from cl_jax.model import Model
 from cl_jax.models.cnn import cnn
 from cl_jax.models.mlp import mlp
 from cl_jax.models.resnet import resnet18
+from cl_jax.sources import load
+from cl_jax.tasks import Split
 
 KEY = jax.random.key(0)
 NUM, OUTPUTS = 7, 3
@@ -189,3 +194,24 @@ def test_chunks_go_by_memory(monkeypatch):
     assert layer_gradients.chunk_sizes(MODELS["cnn"], params, batch, lambda examples: examples)["cpu"] < 4
     found = jax.jit(lambda params: diagonal_fisher(KEY, MODELS["cnn"], params, batch, valid=VALID))(params)
     chex.assert_trees_all_close(found, reference("cnn", "exact"), **ROUNDING)
+
+
+@pytest.mark.parametrize(("scenario", "num_active"), [("task", 2), ("class", 10), ("domain", 2)])
+def test_a_sweep_s_methods_know_how_many_outputs_compete(scenario, num_active, monkeypatch):
+    seen = []
+
+    def fisher(key, model, params, examples, **options):
+        seen.append(options["num_active"])
+        return params
+
+    monkeypatch.setattr("cl_jax.methods.ewc.diagonal_fisher", fisher)
+    run = Run(stream=Split(num_tasks=5), scenario=scenario, model=Mlp(hidden=()), methods={"ewc": Ewc()})
+    data = split_source(load("digits"), 0.1)
+
+    def boundary(seed):
+        world = program.make_world(program.world_of(run), seed, data)
+        state = program.init(run, seed, world.curriculum, world.params, data)
+        return program.end_task(run, seed, world.curriculum, state, data, jnp.int32(0))
+
+    jax.eval_shape(boundary, jnp.int32(0))
+    assert seen == [num_active]

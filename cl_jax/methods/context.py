@@ -14,5 +14,6 @@ class Context(NamedTuple):
     render: Callable[[Any], Batch]  # references [B] -> batch, rows of any task
     render_task: Callable[[Any], Batch]  # the same for rows that are all of one task: faster
     num_outputs: int
+    num_active: int  # the most outputs that compete for one example
     batch_size: int  # of incoming examples a step
     largest_task: int  # the most training rows that one task can have

@@ -38,6 +38,7 @@ def ewc(
     kind: str = "exact",
     samples: int = 1,
     batch_size: int = 128,
+    num_active: int | None = None,
     num_examples: int | None = None,
     proximal: bool = False,
     render: Callable[[Any], Batch] = lambda examples: examples,
@@ -55,7 +56,7 @@ def ewc(
         strength: lambda, may be traced.
         anchors: "per_task" or "online".
         decay: online's gamma in [0, 1].
-        kind, samples, batch_size: see `cl_jax.fisher.diagonal_fisher`.
+        kind, samples, batch_size, num_active: see `cl_jax.fisher.diagonal_fisher`.
         num_examples: use that many of the task's examples, drawn without replacement; None: all.
         proximal: instead of a penalty take, after the optimizer's step of size e, the exact minimiser of
             1/2 |theta - theta'|^2 + e * penalty(theta), theta = theta' - c / (1 + c) (theta' - anchor) with
@@ -91,7 +92,7 @@ def ewc(
             valid = valid[rows] & (position < count)
         new = diagonal_fisher(
             key_labels, model, params, examples,
-            kind=kind, valid=valid, samples=samples, batch_size=batch_size, render=render,
+            kind=kind, valid=valid, samples=samples, batch_size=batch_size, num_active=num_active, render=render,
         )  # fmt: skip
         if anchors == "online":
             fisher = jax.tree.map(lambda old, add: decay * old + add, state.fisher, new)
@@ -142,6 +143,6 @@ class Ewc:
     def build(self, context: Context) -> Method:
         return ewc(
             context.model, self.strength, anchors=self.anchors, decay=self.decay, kind=self.kind,
-            samples=self.samples, batch_size=self.batch_size, num_examples=self.num_examples,
-            proximal=self.proximal, render=context.render_task,
+            samples=self.samples, batch_size=self.batch_size, num_active=context.num_active,
+            num_examples=self.num_examples, proximal=self.proximal, render=context.render_task,
         )  # fmt: skip
