@@ -64,6 +64,7 @@ class Programs:
         self._worlds: dict[Any, World] = {}
         self._placed: dict[Any, Data] = {}
         self.busy = threading.Lock()  # held while a wave computes: two at once would only share caches and cores
+        self._tracing = threading.Lock()
         self._lock = threading.Lock()  # two shards that need the same program at once would both compile it
         quick = QUICK if self.devices[0].platform == "cpu" else None
 
@@ -138,13 +139,19 @@ class Programs:
         return self._steps(about, state, data, *numbers, num_steps=num_steps, packing=wave.packing)
 
     def prepare(self, wave: Wave, params: Any, data: Data, num_steps: int) -> None:
-        """Compiles what the wave will call, so that others can compute meanwhile."""
+        """Compiles what the wave will call, so that others can compute meanwhile.
+
+        Tracing is Python: two at once would only both be late.
+        """
         about, put, number = (wave.runs, wave.seeds, wave.curriculum), by_member(wave.packing.mesh), np.int32(0)
-        self._init.lower(about, params, data, packing=wave.packing).compile()
-        state = on_mesh(self.init_shapes(wave, params, data), put)
-        self.compiled_steps(wave, state, data, num_steps)
-        end_task = self._end_task.lower(about, state, data, number, packing=wave.packing)
-        _, effective = on_mesh(end_task.out_info, put)
+        with self._tracing:
+            init = self._init.lower(about, params, data, packing=wave.packing)
+            state = on_mesh(init.out_info, put)
+            steps = self.lowered_steps(wave, state, data, num_steps)
+            end_task = self._end_task.lower(about, state, data, number, packing=wave.packing)
+            effective = on_mesh(end_task.out_info[1], put)
+        init.compile()
+        steps.compile()
         end_task.compile()
         with self._lock:
             self._row.lower((wave.plain, wave.curriculum), effective, data, number, packing=wave.packing).compile()

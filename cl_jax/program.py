@@ -79,12 +79,17 @@ def world_of(run: Run) -> Run:
 
 def make_world(run: Run, seed: jax.Array, data: Data) -> World:
     """Draws a seed's tasks and initial weights, and evaluates these. `run` is of `world_of`."""
+    curriculum, params = drawn(run, seed, data)
+    return World(curriculum, params, row(run, curriculum, params, data, jnp.zeros((), jnp.int32)))
+
+
+def drawn(run: Run, seed: jax.Array, data: Data) -> tuple[Curriculum, Params]:
+    """A seed's tasks and initial weights."""
     key = jax.random.key(seed)
     view = view_of(run, data)
     curriculum = make_curriculum(stream_key(key, "tasks"), view.stream, data)
     x = jnp.zeros((1, *data.images.shape[1:]), jnp.float32)
-    params = run.model.build(view.num_outputs).init(stream_key(key, "model"), x)
-    return World(curriculum, params, row(run, curriculum, params, data, jnp.zeros((), jnp.int32)))
+    return curriculum, run.model.build(view.num_outputs).init(stream_key(key, "model"), x)
 
 
 def init(run: Run, seed: jax.Array, curriculum: Curriculum, params: Params, data: Data) -> train.TrainState:
@@ -100,12 +105,21 @@ def init(run: Run, seed: jax.Array, curriculum: Curriculum, params: Params, data
 
 def first_state(run: Run, seed: jax.Array, data: Data) -> train.TrainState:
     """`init` in a world of its own."""
-    world = make_world(world_of(run), seed, data)
-    return init(run, seed, world.curriculum, world.params, data)
+    return init(run, seed, *drawn(world_of(run), seed, data), data)
 
 
 def state_parts(run: Run, data: Data) -> dict[str, int]:
     """Bytes of one member's training state: of its parameters, its optimizer, each method; nothing is computed."""
+    key = (jax.tree.structure(run), data.sha256, data.sizes)
+    if key not in _STATE_PARTS:
+        _STATE_PARTS[key] = _state_parts(run, data)
+    return dict(_STATE_PARTS[key])
+
+
+_STATE_PARTS: dict[Any, dict[str, int]] = {}  # a tenth of a second each, and asked for more than once
+
+
+def _state_parts(run: Run, data: Data) -> dict[str, int]:
     state = jax.eval_shape(partial(first_state, run, data=data), jnp.int32(0))
 
     def held(tree: Any) -> int:
