@@ -150,7 +150,10 @@ def steps(
     first_step: jax.Array,
     num_steps: int,
 ) -> tuple[train.TrainState, jax.Array]:
-    """`num_steps` training steps of a task, from `first_step`, as one scan; also the mean task loss over them."""
+    """`num_steps` training steps of a task, from `first_step`, as one scan; also the mean task loss over them.
+
+    A member that diverges during them is left as it was before them.
+    """
     key = jax.random.key(seed)
     view = view_of(run, data)
     learner = make_learner(run, data, curriculum, task)
@@ -164,11 +167,11 @@ def steps(
         incoming = render(view, curriculum.tables, data, reference, task, mask=run.training_mask, one_task=one_task)
         rate = run.schedule.value(jnp.asarray(run.optimizer.learning_rate, jnp.float32), task, number, run.steps)
         key_step = jax.random.fold_in(key_steps, number)
-        state, metrics = train.train_step(learner, key_step, state, incoming, rate, task)
+        state, metrics = train.advance(learner, key_step, state, incoming, rate, task)
         return state, metrics.loss
 
-    state, losses = jax.lax.scan(one, state, (numbers, references))
-    return state, jnp.mean(losses)
+    end, losses = jax.lax.scan(one, state, (numbers, references))
+    return train.kept(state, end), jnp.mean(losses)
 
 
 def end_task(

@@ -85,6 +85,33 @@ def train_step(
         incoming: B new examples.
         task: number of the task, from 0 (adapters may train different things in different tasks).
     """
+    new, metrics = advance(learner, key, state, incoming, learning_rate, task)
+    return kept(state, new), metrics
+
+
+def kept(before: TrainState, after: TrainState) -> TrainState:
+    """`after`, or `before` where it has diverged since."""
+    frozen = after.diverged
+    return jax.tree.map(lambda old, new: jnp.where(frozen, old, new), before._replace(diverged=frozen), after)
+
+
+def advance(
+    learner: Learner,
+    key: jax.Array,
+    state: TrainState,
+    incoming: Batch,
+    learning_rate: jax.Array | float = 1.0,
+    task: jax.Array | int = 0,
+) -> tuple[TrainState, StepMetrics]:
+    """`train_step` that goes on after diverging, for whoever keeps an earlier state for that case.
+
+    To keep the state of every step costs a copy of all of it: 1.9 instead of 2.1 ms for an MLP of 400 with EWC.
+
+    Args:
+        key: for this step alone.
+        incoming: B new examples.
+        task: number of the task, from 0 (adapters may train different things in different tasks).
+    """
     method, adapter = learner.method, learner.adapter
     task = jnp.asarray(task, jnp.int32)
     batch = method.draw(stream_key(key, "draw"), state.method, incoming)
@@ -110,9 +137,7 @@ def train_step(
     # Not the penalty: it may be large for good (strengths of 1e13 are swept, and Adam bears them), and where nobody
     # reads its value only its gradient is computed.
     diverged = state.diverged | ~(jnp.isfinite(loss) & (loss < LARGEST_LOSS))
-    new = TrainState(state.base, trainable, optimizer_state, method_state, diverged)
-    kept = jax.tree.map(lambda old, fresh: jnp.where(diverged, old, fresh), state._replace(diverged=diverged), new)
-    return kept, StepMetrics(loss, penalty)
+    return TrainState(state.base, trainable, optimizer_state, method_state, diverged), StepMetrics(loss, penalty)
 
 
 def end_task(
