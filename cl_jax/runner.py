@@ -142,7 +142,7 @@ def run(job: Job, *, quiet: bool = False, parallel: int | None = None) -> None:
 
     Args:
         parallel: static groups compiled and trained at once, each in a thread of its own; default: the cores of a CPU,
-            at most 4, and 1 on an accelerator. Where data streams, 1: a budget is for one group at a time. Results do
+            at most 4, and 2 on an accelerator. Where data streams, 1: a budget is for one group at a time. Results do
             not depend on it.
     """
     job.out.mkdir(parents=True, exist_ok=True)
@@ -150,7 +150,8 @@ def run(job: Job, *, quiet: bool = False, parallel: int | None = None) -> None:
         job.out / "experiment.json", {"name": job.experiment.name, "description": job.experiment.description}
     )
     todo = [shard for shard in job.shards if not shard.done]
-    cores = min(os.cpu_count() or 1, 4) if jax.default_backend() == "cpu" else 1
+    # On an accelerator one compiles while the other trains.
+    threads = min(os.cpu_count() or 1, 4) if jax.default_backend() == "cpu" else 2
     if any(data.host is not None for data in job.data.values()):
         parallel = 1
     began, programs = time.monotonic(), compiled.Programs()
@@ -166,7 +167,7 @@ def run(job: Job, *, quiet: bool = False, parallel: int | None = None) -> None:
             def one(shard: plan.Shard) -> None:
                 sweep.run_shard(shard, job.data[_data_of(shard)], bar, programs, trunks)
 
-            pool = ThreadPoolExecutor(parallel or cores)
+            pool = ThreadPoolExecutor(parallel or threads)
             futures = [pool.submit(one, shard) for shard in todo]
             try:
                 for future in as_completed(futures):
