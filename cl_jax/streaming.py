@@ -9,7 +9,9 @@ boundary of a task that is larger than half the budget (its Fisher). A call cost
 """
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+import threading
+from collections import deque
+from collections.abc import Callable, Generator, Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -28,7 +30,7 @@ from cl_jax.train import TrainState
 Rows = np.ndarray  # int [k], rows of the data set
 
 
-def read_ahead(rows: Sequence[Rows], size: int, data: Data) -> Iterator[Data]:
+def read_ahead(rows: Sequence[Rows], size: int, data: Data) -> Generator[Data]:
     """A window for each element of `rows` in turn; while one is in use, the next is read and put on the device.
 
     The device then holds these two and no more: a window is deleted when the next one is asked for.
@@ -39,17 +41,27 @@ def read_ahead(rows: Sequence[Rows], size: int, data: Data) -> Iterator[Data]:
     """
     import grain  # takes a second to import
 
+    placed: deque[Data] = deque()
+    closed = threading.Event()
+
     def read(wanted: Rows) -> Data:
-        return _window(wanted, size, data)
+        window = _window(wanted, size, data)
+        placed.append(window)
+        if closed.is_set():
+            _delete(window)
+        return window
 
     ahead = grain.ReadOptions(num_threads=1, prefetch_buffer_size=1)
     windows = iter(grain.MapDataset.source(rows).map(read).to_iter_dataset(ahead))
     try:
         for window in windows:
             yield window
-            _delete(window)
+            _delete(placed.popleft())
     finally:
+        closed.set()
         windows.close()
+        while placed:
+            _delete(placed.popleft())
 
 
 def _window(rows: Rows, size: int, data: Data) -> Data:
@@ -147,7 +159,7 @@ class Feed:
                 scored = [(split, task, score(window, split, task, first)) for split, task, first in group]
                 for split, task, part in scored:
                     sums[:, EVALUATED.index(split), :, task] += np.asarray(part)
-        return sums * np.asarray(each_share(sizes))[:, :, None, :]
+        return sums * np.asarray(each_share(jnp.asarray(sizes)))[:, :, None, :]
 
     def _evaluation(self) -> tuple[list[list[tuple[str, int, int]]], list[Rows]]:
         """What is evaluated with each window, as (split, task, first position), and the window's rows."""
@@ -172,9 +184,9 @@ class Feed:
 
 def _task_rows(segments: Segments, task: int, position: np.ndarray) -> Rows:
     """The rows at given positions of a task, of every seed: as `cl_jax.tasks.stream.task_rows`."""
-    last = np.maximum(segments.size[:, task] - 1, 0)
-    at = segments.start[:, task, None] + np.minimum(position[None, :], last[:, None])
-    return np.take_along_axis(segments.order, at, axis=1).ravel()
+    order, start, size = map(np.asarray, segments)
+    last = np.maximum(size[:, task, None] - 1, 0)
+    return np.take_along_axis(order, start[:, task, None] + np.minimum(position[None, :], last), axis=1).ravel()
 
 
 class _ChunkRows(Sequence[Rows]):
@@ -217,4 +229,9 @@ def _batches(
 ) -> jax.Array:
     """The rows of the batches of some steps, of every seed: int32 [S, steps, B]."""
     numbers = first_step + jnp.arange(num_steps, dtype=jnp.int32)
-    return jax.lax.map(lambda each: program.references_of(run, *each, task, numbers).row, (seeds, segments))
+
+    def of_one(each: tuple[jax.Array, Segments]) -> jax.Array:
+        seed, own = each
+        return program.references_of(run, seed, own, task, numbers).row
+
+    return jax.lax.map(of_one, (seeds, segments))
