@@ -62,7 +62,7 @@ def plan_windows(run: Run, num_seeds: int, num_members: int, data: Data, chunk: 
         run: of any of them; they share all that is static.
         num_seeds: how many different seeds they have; members of one seed see the same batches.
         data: where it is resident, everything is seen.
-        chunk: steps a call; cut for streamed data until the windows fit the budget.
+        chunk: steps a call; for streamed data cut into equal parts, so many that the windows fit the budget.
 
     Raises:
         UserError: not even the shortest chunk fits; names the least budget that does.
@@ -85,7 +85,7 @@ def plan_windows(run: Run, num_seeds: int, num_members: int, data: Data, chunk: 
         _, size = chunks(stream, data, split)
         many = size if stream.task_of is None else min(num_seeds * size, data.bounds(split)[1])
         evaluation = max(evaluation, many)
-    divisors = [steps for steps in range(1, chunk + 1) if run.steps % steps == 0]
+    divisors = [steps for steps in range(1, chunk + 1) if chunk % steps == 0]
     fitting = [steps for steps in divisors if training(steps) <= most]
     if not fitting or evaluation > most:
         raise UserError(

@@ -16,7 +16,7 @@ from cl_jax.experiment import Member
 from cl_jax.plan import Shard
 from cl_jax.program import World
 from cl_jax.streaming import Feed
-from cl_jax.train import TrainState
+from cl_jax.train import TrainState, kept
 
 CHUNK_STEPS = 250  # steps between two reports of progress
 
@@ -87,10 +87,15 @@ def host_like(crew: Crew) -> TrainState:
 def train_task(crew: Crew, wave: Wave, state: TrainState, task: int, progress: Progress) -> TrainState:
     """All steps of a task, in chunks; those of members that have all diverged are not computed."""
     steps, count, feed = crew.members[0].entry.run.steps, len(wave.places), feed_of(crew, wave)
-    chunk = crew.windows.chunk
+    chunk, whole = crew.windows.chunk, chunk_steps(steps)
+    start = None
     flags: Any = np.zeros(1, bool)
     with feed.training(task) as data_for:
         for first in range(0, steps, chunk):
+            if chunk < whole and first % whole == 0:
+                # A member that diverges is left as it was before the whole chunk, however that is cut.
+                state = state if start is None else _kept(start, state)
+                start = jax.tree.map(jnp.copy, state)
             state, _ = crew.programs.steps(wave, state, data_for(state), task, first, num_steps=chunk)
             # Waits for the chunk before this one, so that the device always has the next at hand.
             frozen = bool(np.asarray(flags).all())
@@ -99,7 +104,10 @@ def train_task(crew: Crew, wave: Wave, state: TrainState, task: int, progress: P
             if frozen:
                 progress.advanced(crew.shard, task, (steps - first - chunk) * count)
                 break
-    return state
+    return state if start is None else _kept(start, state)
+
+
+_kept = jax.jit(jax.vmap(kept))
 
 
 def end_task(crew: Crew, wave: Wave, state: TrainState, task: int) -> tuple[TrainState, Any]:

@@ -27,6 +27,7 @@ from cl_jax.sources import Source
 from cl_jax.streaming import read_ahead
 from cl_jax.tasks import Permuted, Split
 from cl_jax.tasks.stream import View, make_curriculum, render
+from cl_jax.train import kept
 from tests.test_sweep import Silent
 
 SHAPE = (7, 5, 1)  # like no image of another test, so that live arrays of it are this module's
@@ -37,19 +38,19 @@ BASE = Run(
     stream=Permuted(num_tasks=2), model=Mlp(hidden=(8,)), optimizer=Sgd(learning_rate=0.5), steps=24, batch_size=8
 )
 EWC = Ewc(anchors="online", strength=10.0)
-SPLIT = {"stream": Split(num_tasks=5), "scenario": "class", "exposure": "seen", "steps": 8}
+SPLIT = {"stream": Split(num_tasks=5), "scenario": "class", "exposure": "seen", "steps": 16}
 RUNS = {
-    "joint training": replace(BASE, {"exposure": "all"}),
     "replay of each step, and ewc of tasks too large for a window": replace(
         BASE, {"methods": {"ewc": EWC, "replay": Replay(capacity=20)}}
     ),
     "replay of finished tasks, and ewc of tasks that fit": replace(
         BASE, {**SPLIT, "methods": {"ewc": EWC, "replay": Replay(capacity=5, insert="boundary")}}
     ),
+    "joint training": replace(BASE, {"exposure": "all"}),
     "fine-tuning": BASE,
     "fine-tuning on a split stream": replace(BASE, SPLIT),
 }
-QUICK = list(RUNS)[:3]
+QUICK = list(RUNS)[:2]
 
 
 def source(num_train: int = 600, num_test: int = 100) -> Source:
@@ -68,8 +69,8 @@ RESIDENT = split_source(source(), 0.1)
 
 
 def shard_of(run: Run, out: Path) -> plan.Shard:
-    """Three rates and two seeds, in waves of four."""
-    rates = entries_of("x", run, {"optimizer.learning_rate": [0.05, 0.1, 0.2]})
+    """Three rates, at the last of which members diverge, and two seeds; in waves of four."""
+    rates = entries_of("x", run, {"optimizer.learning_rate": [0.05, 0.1, 1e6]})
     everyone = members(Experiment(name="x", description="", entries=rates, seeds=(0, 1)), {"digits": "sha"})
     return plan.make_plan(out, everyone, 2, lambda member: 1000)[0]
 
@@ -113,13 +114,38 @@ def test_streamed_is_resident_bit_for_bit(name: str, tmp_path: Path, monkeypatch
     one, other = (sweep.read_record(shard) for shard in shards.values())
     assert one is not None and other is not None
     jax.tree.map(np.testing.assert_array_equal, one, other)
-    assert not one.diverged.any() and len({member.tobytes() for member in one.record}) == 6
+    assert one.diverged.tolist() == [False] * 4 + [True] * 2
+    assert len({member.tobytes() for member in one.record}) == 6
 
     windows = waves.windows_of(shards["streamed"], streamed, 2)
     assert windows.chunk < RUNS[name].steps and windows.training <= 250  # several windows a task
     assert (windows.task is None) == (RUNS[name].stream == BASE.stream)  # a permuted task is every row
     held = [sum(sizes) for sizes in watching.held]
     assert ROW * windows.training <= max(held) <= BUDGET < RESIDENT.images.nbytes
+
+
+@pytest.mark.parametrize("at", [130, 400])
+def test_whoever_diverges_is_left_as_it_was_before_the_whole_chunk_however_that_is_cut(
+    at: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, steps, trained = replace(BASE, {"steps": 500, "batch_size": 1}), PROGRAMS.steps, []
+    keep = jax.jit(jax.vmap(kept))
+
+    def diverging(wave: Any, state: Any, data: Data, task: int, first: int, *, num_steps: int) -> Any:
+        """As a program whose second member diverges at step `at`."""
+        before = jax.tree.map(jnp.copy, state)
+        state, losses = steps(wave, state, data, task, first, num_steps=num_steps)
+        now = jnp.arange(4) == (1 if first <= at < first + num_steps else -1)
+        return keep(before, state._replace(diverged=state.diverged | now)), losses
+
+    monkeypatch.setattr(PROGRAMS, "steps", diverging)
+    for data, chunk in ((RESIDENT, 250), (split_source(source(), 0.1, budget=BUDGET), 125)):
+        crew = waves.crew_of(shard_of(run, tmp_path), data, PROGRAMS)
+        wave = waves.muster(crew, np.arange(4))[0]
+        assert crew.windows.chunk == chunk
+        trained.append(waves.to_host(wave, waves.train_task(crew, wave, waves.first_states(crew, wave), 0, Silent())))
+    assert trained[0].diverged.tolist() == [False, True, False, False]
+    jax.tree.map(np.testing.assert_array_equal, *trained)
 
 
 def test_the_host_reads_rows_of_all_parts_in_any_order() -> None:
@@ -222,9 +248,16 @@ def test_too_small_a_budget_is_one_message_that_names_the_least(
     assert least == 2 * 64 * 359  # two windows of all test images of the digits, evaluated at once
     with pytest.raises(UserError, match=f"give --data-budget {least} or more"):
         runner.prepare(config, out, data_budget=str(least - 1))
-    tables = []
-    for budget in (None, str(least)):
+    runner.prepare(config, out, data_budget=str(least))
+
+
+@pytest.mark.slow
+def test_an_experiment_streamed_writes_the_same_table(tmp_path: Path) -> None:
+    config, tables = tmp_path / "config.py", []
+    config.write_text(CONFIG)
+    for budget in (None, "46kB"):
         job = runner.prepare(config, tmp_path / str(budget), data_budget=budget)
+        assert all((data.host is None) == (budget is None) for data in job.data.values())
         runner.run(job, quiet=True)
         tables.append(pq.read_table(job.out / "results.parquet"))
     assert tables[0].equals(tables[1]) and tables[0].num_rows > 0
