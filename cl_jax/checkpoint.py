@@ -7,6 +7,7 @@ restoring takes the newest step of any attempt that restores and matches, saying
 
 import errno
 import hashlib
+import json
 import os
 import shutil
 import threading
@@ -22,49 +23,91 @@ import orbax.checkpoint as ocp
 from cl_jax.provenance import code_version
 
 SPARE_BYTES = 2**20  # what a checkpoint takes beside its arrays, generously
-KEPT_STEPS = 2  # the newest, and one to walk back to
+KEPT_STEPS = 2  # boundaries that stay: the newest, and one to walk back to
 # Orbax numbers a process's saves by one global counter: two that start at once wait for each other's folders, and one
 # then writes before its folder is there. So saves start one by one, each after its folders are made.
 _STARTING = threading.Lock()
 
 
+Leaves = dict[tuple[str, ...], Any]  # arrays, or their shapes and dtypes, by path
+
+
+def leaves(tree: Any) -> Leaves:
+    """Every leaf by the names on its path: the same for a NamedTuple and the dict that Orbax reads it back as."""
+
+    def name(part: Any) -> str:
+        return str(getattr(part, "key", getattr(part, "idx", getattr(part, "name", part))))
+
+    return {tuple(map(name, path)): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+
+
 def digest(tree: Any) -> str:
-    """sha256 over path, shape, dtype and bytes of every leaf."""
+    """sha256 over path, shape, dtype and bytes of every leaf, in the order of their paths."""
     sha = hashlib.sha256()
-    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+    for path, leaf in sorted(leaves(tree).items(), key=lambda item: item[0]):
         array = np.ascontiguousarray(leaf)
-        sha.update(f"{jax.tree_util.keystr(path)} {array.shape} {array.dtype.str}\n".encode())
+        sha.update(f"{json.dumps(path)} {array.shape} {array.dtype.str}\n".encode())
         sha.update(array.tobytes())
     return sha.hexdigest()
 
 
-class Checkpoints:
-    """The checkpoints of one shard: `<folder>/attempt-<uuid>/<tasks finished>`."""
+def saved(folder: Path) -> list[tuple[int, Path]]:
+    """Steps that were saved in a shard's folder and the attempts that saved them, newest first; good or not."""
+    steps = [
+        (int(step.name), attempt)
+        for attempt in folder.glob("attempt-*")
+        for step in attempt.iterdir()
+        if step.name.isdecimal()
+    ]
+    return sorted(steps, key=lambda item: (-item[0], item[1].name))
 
-    def __init__(self, folder: Path, say: Callable[[str], None]):
-        self._folder, self._say = folder.resolve(), say
+
+def read(attempt: Path, step: int, like: Any = None) -> tuple[Any, dict[str, Any]]:
+    """What a step holds, and its note.
+
+    Args:
+        like: a tree of shapes and dtypes; None: nested dicts and lists, of whatever is there.
+
+    Raises:
+        Exception: of any kind, where the step is torn, is not what `like` says or does not match its digest.
+    """
+    with ocp.CheckpointManager(attempt.resolve(), options=ocp.CheckpointManagerOptions(read_only=True)) as manager:
+        parts = ocp.args.Composite(state=ocp.args.StandardRestore(like), note=ocp.args.JsonRestore())
+        held = manager.restore(step, args=parts)
+    note = held["note"]
+    if digest(held["state"]) != note["sha256"] or note["tasks"] != step:
+        raise ValueError("its content does not match its sha256")
+    return held["state"], note
+
+
+def reason(error: Exception) -> str:
+    """Why a step was refused, in a line."""
+    text = str(error).strip()
+    return text.splitlines()[0][:160] if text else type(error).__name__
+
+
+class Checkpoints:
+    """The checkpoints of one shard: `<folder>/attempt-<uuid>/<tasks finished>`.
+
+    Args:
+        keep: boundaries of this attempt that stay, the newest ones; None: all.
+    """
+
+    def __init__(self, folder: Path, say: Callable[[str], None], keep: int | None = KEPT_STEPS):
+        self._folder, self._say, self._keep = folder.resolve(), say, keep
         self._manager: ocp.CheckpointManager | None = None
 
     def restore(self, like: Any) -> tuple[int, Any] | None:
         """The newest good step of any attempt and its state, or None. `like`: a tree of shapes and dtypes."""
-        found = []
-        for attempt in self._folder.glob("attempt-*"):
-            found += [(int(step.name), attempt) for step in attempt.iterdir() if step.name.isdecimal()]
-        for step, attempt in sorted(found, key=lambda item: (-item[0], item[1].name)):
+        for step, attempt in saved(self._folder):
             try:
-                with ocp.CheckpointManager(attempt, options=ocp.CheckpointManagerOptions(read_only=True)) as manager:
-                    parts = ocp.args.Composite(state=ocp.args.StandardRestore(like), note=ocp.args.JsonRestore())
-                    read = manager.restore(step, args=parts)
-                note = read["note"]
-                if digest(read["state"]) != note["sha256"] or note["tasks"] != step:
-                    raise ValueError("its content does not match its sha256")
+                state, note = read(attempt, step, like)
             except Exception as error:  # whatever a torn file makes a reader raise, the older step is the answer
-                reason = str(error).strip().splitlines()[0][:160] if str(error).strip() else type(error).__name__
-                self._say(f"checkpoint {attempt.name}/{step} refused ({reason}); trying an older one")
+                self._say(f"checkpoint {attempt.name}/{step} refused ({reason(error)}); trying an older one")
                 continue
             if note["code"] != code_version():
                 self._say(f"checkpoint {attempt.name}/{step} is by cl_jax {note['code']}, this is {code_version()}")
-            return step, read["state"]
+            return step, state
         return None
 
     def save(self, step: int, state: Any) -> None:
@@ -80,7 +123,7 @@ class Checkpoints:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self._folder))
         if self._manager is None:
             options = ocp.CheckpointManagerOptions(
-                max_to_keep=KEPT_STEPS,
+                max_to_keep=self._keep,
                 todelete_subdir="trash",
                 enable_async_checkpointing=True,
                 async_options=ocp.options.AsyncOptions(create_directories_asynchronously=False),

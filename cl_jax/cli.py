@@ -3,6 +3,7 @@
 import contextlib
 import logging
 import os
+import re
 import shlex
 import signal
 import sys
@@ -84,20 +85,21 @@ def _call(command: options.Run | options.Plan | options.Report | options.List) -
     else:
         from cl_jax import cache, devices, runner
 
+        # Orbax and asyncio log with a traceback what Orbax's threads raise, which also reaches us as an error.
+        for name in ("absl", "asyncio"):
+            logging.getLogger(name).setLevel(logging.CRITICAL)
+        sys.unraisablehook = _tell_unraisable
+        keep = _boundaries(command.keep) if isinstance(command, options.Run) else None
         devices.every_core()
         cache.keep_compiled()
         out = command.out or Path("runs") / command.experiment.resolve().name.removesuffix(".py")
         job = runner.prepare(
             command.experiment, out, data=_data_name(command.data), folder=command.data_dir, seeds=command.seeds,
             steps=command.steps, width=command.width, shared=not command.unshared,
-            data_budget=command.data_budget,
+            data_budget=command.data_budget, from_=command.from_,
         )  # fmt: skip
         if isinstance(command, options.Run):
-            # Orbax and asyncio log with a traceback what Orbax's threads raise, which also reaches us as an error.
-            for name in ("absl", "asyncio"):
-                logging.getLogger(name).setLevel(logging.CRITICAL)
-            sys.unraisablehook = _tell_unraisable
-            runner.run(job, quiet=command.quiet)
+            runner.run(job, quiet=command.quiet, keep=keep)
             _report(out, "terminal", "all", quiet=command.quiet, again=False)
         else:
             runner.describe(job, measure=command.measure)
@@ -107,6 +109,13 @@ def _tell_unraisable(found: Any) -> None:
     # TensorStore tells a reader or writer that failed of each array it had begun, after its event loop is closed.
     if not (isinstance(found.exc_value, RuntimeError) and str(found.exc_value) == "Event loop is closed"):
         sys.__unraisablehook__(found)
+
+
+def _boundaries(keep: str) -> int | None:
+    """How many boundaries --keep lets stay; None: all."""
+    if keep != "all" and not (re.fullmatch("[0-9]{1,9}", keep) and int(keep)):
+        raise UserError(f"--keep: was given {keep!r}; give all, or a number of task boundaries from 1")
+    return None if keep == "all" else int(keep)
 
 
 def _data_name(data: str | None) -> str | None:

@@ -46,10 +46,10 @@ class Estimate:
 
 
 def estimate(
-    shard: Shard, data: Data, measured: Sequence[Measured], *, first_task_elsewhere: bool, only_first: bool = False
+    shard: Shard, data: Data, measured: Sequence[Measured], *, tasks_elsewhere: int, only_first: bool = False
 ) -> Estimate:
     run = shard.members[0].entry.run
-    tasks = 1 if only_first else run.stream.num_tasks - first_task_elsewhere
+    tasks = 1 if only_first else run.stream.num_tasks - tasks_elsewhere
     return Estimate(shard, tasks, state_parts(run, data), measured)
 
 

@@ -112,7 +112,11 @@ def members(experiment: Experiment, data_sha256: Mapping[str, str]) -> list[Memb
 
 def address(entry: Entry, seed: int, data_sha256: str) -> str:
     """12 hexadecimal digits of everything that a member's results depend on, and of its label."""
-    content = {**hyper_parameters(entry.run), "seed": seed, "data": data_sha256, "label": entry.label}
+    return address_of({**hyper_parameters(entry.run), "seed": seed, "data": data_sha256, "label": entry.label})
+
+
+def address_of(content: Mapping[str, Any]) -> str:
+    """12 hexadecimal digits of names and values."""
     text = json.dumps(content, sort_keys=True, allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 

@@ -16,8 +16,8 @@ _Kind = TypeVar("_Kind")
 _Flag = Annotated[bool, tyro.conf.arg(help_behavior_hint="")]
 
 
-def _option(kind: type[_Kind], metavar: str) -> Any:
-    return Annotated[kind | None, tyro.conf.arg(metavar=metavar, help_behavior_hint="")]
+def _option(kind: type[_Kind], metavar: str, name: str | None = None) -> Any:
+    return Annotated[kind | None, tyro.conf.arg(name=name, metavar=metavar, help_behavior_hint="")]
 
 
 def _place(metavar: str) -> Any:
@@ -44,6 +44,8 @@ class _Job:
     """Let a device hold so many bytes of images, such as 64MB; a larger set streams. Left out: what fits it."""
     unshared: _Flag = False
     """Train task 1 for each run, also where runs cannot differ before its end."""
+    from_: _option(str, "RUN:TASK[:LABEL]", "from") = None  # pyright: ignore[reportInvalidTypeForm]
+    """Go on from an earlier run's checkpoint after TASK; RUN: its output folder, LABEL: one of its methods."""
 
 
 @dataclasses.dataclass
@@ -58,6 +60,8 @@ class Plan(_Job):
 class Run(_Job):
     """Train an experiment, or go on with it; write its table and report."""
 
+    keep: Annotated[str, tyro.conf.arg(metavar="N|all", help_behavior_hint="")] = "2"
+    """How many task boundaries' checkpoints stay, the newest ones; left out: 2."""
     quiet: _Flag = False
     """Print nothing but errors."""
 
@@ -93,6 +97,7 @@ The same command again goes on where it stopped; nothing finished is trained twi
 Examples:
   cl-jax run experiments/quickstart
   cl-jax run experiments/quickstart --data tfds:mnist --seeds 3 --out runs/mnist
+  cl-jax run experiments/quickstart --from runs/mine:2:finetune --out runs/from-task-2
 """,
     "plan": """Show what `run` would do, and do none of it.
 
@@ -169,7 +174,7 @@ def _check_words(words: Sequence[str]) -> None:
 
 
 def _spelling(field: str) -> str:
-    return f"--{field.replace('_', '-')}"
+    return f"--{field.strip('_').replace('_', '-')}"
 
 
 def parse(words: Sequence[str]) -> Any:

@@ -120,13 +120,18 @@ _STATE_PARTS: dict[Any, dict[str, int]] = {}  # a tenth of a second each, and as
 
 
 def _state_parts(run: Run, data: Data) -> dict[str, int]:
-    state = jax.eval_shape(partial(first_state, run, data=data), jnp.int32(0))
+    state = state_shapes(run, data)
 
     def held(tree: Any) -> int:
         return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
 
     methods = {name: held(value) for name, value in state.method.items()}
     return {"parameters": held((state.base, state.trainable)), "optimizer": held(state.optimizer), **methods}
+
+
+def state_shapes(run: Run, data: Data) -> train.TrainState:
+    """Shapes and dtypes of one member's training state; nothing is computed for it."""
+    return jax.eval_shape(partial(first_state, run, data=data), jnp.int32(0))
 
 
 def state_bytes(run: Run, data: Data) -> int:

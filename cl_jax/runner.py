@@ -12,8 +12,9 @@ from typing import Any
 
 import jax
 
-from cl_jax import compiled, estimate, packing, plan, program, provenance, results, sources, sweep, trunk, waves
+from cl_jax import compiled, estimate, origin, packing, plan, program, provenance, results, sources, sweep, trunk, waves
 from cl_jax.budget import image_budget
+from cl_jax.checkpoint import KEPT_STEPS
 from cl_jax.checks import check_experiment, check_runs
 from cl_jax.config import LARGEST_INT
 from cl_jax.data import Data, split_source
@@ -32,15 +33,21 @@ class Job:
     trunks: list[plan.Shard]  # what trains task 1 of the shards that are not done, where members share it
     trunk_of: dict[str, Member]  # by member
     out: Path
+    forks: origin.Forks | None = None  # what the members continue from, if not from the start
 
     @property
     def steps_to_do(self) -> int:
         """Member-steps of everything that is not done."""
-        shards = [shard for shard in self.shards if not shard.done]
-        done_elsewhere = [shard for shard in shards if shard.members[0].id in self.trunk_of]
-        total = sum(_steps(shard) * shard.members[0].entry.run.stream.num_tasks for shard in shards)
-        trunks = [shard for shard in self.trunks if not shard.done]
-        return total + sum(map(_steps, trunks)) - sum(map(_steps, done_elsewhere))
+        trunks = sum(_steps(shard) for shard in self.trunks if not shard.done)
+        return trunks + sum(
+            _steps(shard) * (shard.members[0].entry.run.stream.num_tasks - self.tasks_elsewhere(shard))
+            for shard in self.shards
+            if not shard.done
+        )
+
+    def tasks_elsewhere(self, shard: plan.Shard) -> int:
+        """First tasks of a shard that others train or have trained."""
+        return self.forks.task if self.forks else int(shard.members[0].id in self.trunk_of)
 
 
 def _data_of(shard: plan.Shard) -> tuple[str, float]:
@@ -57,12 +64,14 @@ def _steps(shard: plan.Shard) -> int:
 def prepare(
     path: Path, out: Path, *, data: str | None = None, folder: Path | None = None, seeds: int | None = None,
     steps: int | None = None, width: int | None = None, shared: bool = True, data_budget: str | None = None,
+    from_: str | None = None,
 ) -> Job:  # fmt: skip
     """Reads, checks and plans; writes nothing and compiles nothing.
 
     Args:
         shared: train task 1 once for members that cannot differ before its end.
         data_budget: bytes of images that a device may hold, see `cl_jax.budget.image_budget`; a larger set streams.
+        from_: the boundary to continue from, see `cl_jax.origin.parse`; None: from the start.
 
     Raises:
         UserError: whatever is wrong with the experiment, the data or the output folder.
@@ -87,6 +96,8 @@ def prepare(
         experiment = dataclasses.replace(experiment, entries=entries)
     _check_out(out, experiment)
     _check_folder(folder, experiment)
+    begun_from = None if from_ is None else origin.parse(from_)
+    origin.check_out(out, begun_from)
     wanted = {(entry.run.data, entry.run.validation) for entry in experiment.entries}
     loaded = {name: sources.load(name, folder) for name in sorted({name for name, _ in wanted})}
     allowed = image_budget(data_budget)
@@ -96,7 +107,9 @@ def prepare(
     }
     check_runs(experiment.entries, on_device)
     sha256 = {name: source.sha256 for name, source in loaded.items()}
-    everyone = members(experiment, sha256)
+    everyone, forks = members(experiment, sha256), None
+    if begun_from is not None:
+        everyone, forks = origin.adopt(everyone, begun_from, on_device, out)
 
     def state_bytes(member: Member) -> int:
         run = member.entry.run
@@ -106,7 +119,7 @@ def prepare(
     for shard in shards:
         if shard.done:
             sweep.read_record(shard)  # a broken one is better known before than after training
-    waiting = [member for shard in shards if not shard.done for member in shard.members]
+    waiting = [member for shard in shards if not shard.done and forks is None for member in shard.members]
     trunk_of = trunk.trunk_members(waiting, sha256, shared=shared)
     first = list({member.id: member for member in trunk_of.values()}.values())
     trunks = plan.make_plan(out, first, width, state_bytes, "trunks")
@@ -115,7 +128,9 @@ def prepare(
             waves.windows_of(
                 shard, on_device[_data_of(shard)], jax.local_device_count()
             )  # raises where they do not fit
-    return Job(experiment=experiment, data=on_device, shards=shards, trunks=trunks, trunk_of=trunk_of, out=out)
+    return Job(
+        experiment=experiment, data=on_device, shards=shards, trunks=trunks, trunk_of=trunk_of, out=out, forks=forks
+    )
 
 
 def _check_out(out: Path, experiment: Experiment) -> None:
@@ -137,18 +152,21 @@ def _check_folder(folder: Path | None, experiment: Experiment) -> None:
         raise UserError(f"--data-dir {folder}: data {', '.join(names)} reads no folder; leave it out or give --data")
 
 
-def run(job: Job, *, quiet: bool = False, parallel: int | None = None) -> None:
+def run(job: Job, *, quiet: bool = False, parallel: int | None = None, keep: int | None = KEPT_STEPS) -> None:
     """Trains what is missing and writes results.parquet; an error or Ctrl-C loses no finished task.
 
     Args:
         parallel: static groups compiled and trained at once, each in a thread of its own; default: the cores of a CPU,
             at most 4, and 2 on an accelerator. Where data streams, 1: a budget is for one group at a time. Results do
             not depend on it.
+        keep: task boundaries of each shard whose checkpoints stay, the newest ones; None: all.
     """
     job.out.mkdir(parents=True, exist_ok=True)
     results.write_json(
         job.out / "experiment.json", {"name": job.experiment.name, "description": job.experiment.description}
     )
+    if job.forks is not None:
+        job.forks.write(job.out)
     todo = [shard for shard in job.shards if not shard.done]
     # On an accelerator one compiles while the other trains.
     threads = min(os.cpu_count() or 1, 4) if jax.default_backend() == "cpu" else 2
@@ -165,7 +183,8 @@ def run(job: Job, *, quiet: bool = False, parallel: int | None = None) -> None:
                 bar.say(f"{len(job.shards) - len(todo)} of {len(job.shards)} shards are finished already")
 
             def one(shard: plan.Shard) -> None:
-                sweep.run_shard(shard, job.data[_data_of(shard)], bar, programs, trunks)
+                data = job.data[_data_of(shard)]
+                sweep.run_shard(shard, data, bar, programs, trunks, forks=job.forks, keep=keep)
 
             pool = ThreadPoolExecutor(parallel or threads)
             futures = [pool.submit(one, shard) for shard in todo]
@@ -239,7 +258,7 @@ def describe(job: Job, *, measure: bool = False, say: Callable[[str], None] = pr
                     shard,
                     job.data[_data_of(shard)],
                     measured.get(shard.folder, []),
-                    first_task_elsewhere=shard.members[0].id in job.trunk_of,
+                    tasks_elsewhere=job.tasks_elsewhere(shard),
                     only_first=shard in job.trunks,
                 )
             )
