@@ -69,7 +69,7 @@ def _sum(one: Timing, other: Timing, sign: float) -> Timing:
 
 
 def _engine(data: Data, methods: dict[str, Any]) -> Engine:
-    run = CASE.run(**PROTOCOL, methods=methods)
+    run = CASE.run(**PROTOCOL, methods=methods, steps=TURN)
     return Engine(run, data, engine.chosen(run, data, [MEMBERS])[MEMBERS], MEMBERS)
 
 

@@ -22,20 +22,22 @@ ROOT = Path(__file__).parents[2]
 
 
 def plan(bench: Bench) -> list[Step]:
-    counts = (1, 2) if bench.quick else (1, 2, 4, 8)
+    steps = [Step("scaling over members", 20.0, lambda: members(bench))]
+    if bench.quick:
+        return steps
     return [
-        Step("scaling over members", 20.0, lambda: members(bench)),
-        *([] if bench.quick else [Step("scaling over tasks", 30.0, lambda: tasks(bench))]),
-        *(Step(f"{count} devices", 15.0, lambda count=count: devices(bench, count)) for count in counts),
-        *(Step(f"memory of {n} members", 12.0, lambda n=n: memory(n)) for n in (1, 16 if bench.quick else 64)),
+        *steps,
+        Step("scaling over tasks", 30.0, lambda: tasks(bench)),
+        *(Step(f"{count} devices", 15.0, lambda count=count: devices(bench, count)) for count in (1, 2, 4, 8)),
+        *(Step(f"memory of {count} members", 15.0, lambda count=count: memory(count)) for count in (1, 64)),
     ]
 
 
 def members(bench: Bench) -> list[Row]:
     """Member-steps a second of whole groups, as the engine itself lays them out."""
-    run, data, warmed = MIDDLE.run(), images(MIDDLE.kind), []
-    packing = engine.chosen(run, data, bench.members)
     steps = 20 if bench.quick else 50
+    run, data, warmed = MIDDLE.run(steps=steps), images(MIDDLE.kind), []
+    packing = engine.chosen(run, data, bench.members)
     for count in bench.members:
         group = Engine(run, data, packing[count], count)
         call = timed(lambda group=group: group.steps(steps))

@@ -18,7 +18,7 @@ def main(asked: dict[str, Any]) -> dict[str, Any]:
     from experiments.benchmark.measure import Contestant, race, timed, warm
 
     case = Case(**asked["case"])
-    run, data, count = case.run(), images(case.kind), asked["members"]
+    run, data, count = case.run(steps=asked["steps"]), images(case.kind), asked["members"]
     packing = engine.Packing(1, 1) if asked.get("one_by_one") else engine.chosen(run, data, [count])[count]
     group = engine.Engine(run, data, packing, count)
     found = warm(Contestant(name="steps", run=timed(lambda: group.steps(asked["steps"])), units=asked["steps"] * count))
