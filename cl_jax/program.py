@@ -109,7 +109,7 @@ def first_state(run: Run, seed: jax.Array, data: Data) -> train.TrainState:
 
 
 def state_parts(run: Run, data: Data) -> dict[str, int]:
-    """Bytes of one member's training state: of its parameters, its optimizer, each method; nothing is computed."""
+    """Bytes of the parts of one member's training state: parameters, optimizer, each method; nothing is computed."""
     key = (jax.tree.structure(run), data.sha256, data.sizes)
     if key not in _STATE_PARTS:
         _STATE_PARTS[key] = _state_parts(run, data)
@@ -126,7 +126,8 @@ def _state_parts(run: Run, data: Data) -> dict[str, int]:
         return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
 
     methods = {name: held(value) for name, value in state.method.items()}
-    return {"parameters": held((state.base, state.trainable)), "optimizer": held(state.optimizer), **methods}
+    parameters = held((state.base, state.trainable))
+    return {"parameters": parameters, "optimizer": held(state.optimizer), **methods, "flag": held(state.diverged)}
 
 
 def state_shapes(run: Run, data: Data) -> train.TrainState:
