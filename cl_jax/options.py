@@ -101,7 +101,7 @@ Examples:
 """,
     "plan": """Show what `run` would do, and do none of it.
 
-That is: the training runs, the programs they compile as, their memory, and what is finished already.
+That is: the training runs, their programs and memory, and what is finished already.
 
 Examples:
   cl-jax plan experiments/quickstart --seeds 20
