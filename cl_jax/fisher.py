@@ -66,7 +66,7 @@ def diagonal_fisher(
         batch_size: rows per batch of "batched".
         num_active: the most outputs that are active for any example, where the caller knows it: "exact" then takes
             one pass backward less than that, instead of C - 1. A task-incremental task has few.
-        chunk: examples at once, for speed and memory only. None: by an estimate from the shapes, as many as take 4 MiB
+        chunk: examples at once, for speed and memory only. None: by an estimate from the shapes, as many as take 8 MiB
             on a CPU and 64 MiB elsewhere (`cl_jax.per_example.CHUNK_BYTES`), at most 256; on a CPU one at a time where
             a parameter is not tapped.
 

@@ -17,7 +17,7 @@ from cl_jax.errors import UserError
 LABELS = ("exact", "sampled", "empirical", "argmax")
 # What a chunk may take, by platform. On a CPU it should stay near the cores; elsewhere it should fill the device, and
 # many members may do so side by side.
-CHUNK_BYTES = {"cpu": 2**22, "default": 2**26}
+CHUNK_BYTES = {"cpu": 2**23, "default": 2**26}
 LARGEST_CHUNK = 256
 
 Cotangents = Callable[[jax.Array], tuple[jax.Array, jax.Array]]  # log p [B, C] -> v [S, B, C], weights [S, B]
