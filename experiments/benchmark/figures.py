@@ -39,7 +39,7 @@ def packing(rows: Sequence[Row]) -> Figure | None:
     lines = -(-len(panels) // columns)
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(2.5 * columns + 1.3, 2.5 * lines), dpi=PNG_DPI, layout="constrained")
-        axes = list(figure.subplots(lines, columns, squeeze=False, sharex=True).flat)
+        axes = list(figure.subplots(lines, columns, squeeze=False).flat)
         for axis, (optimizer, batch) in zip(axes, panels, strict=False):
             _panel(axis, select(found, optimizer=optimizer, batch_size=-batch), colours)
             axis.set_title(f"{optimizer}, batch {-batch}")
@@ -63,6 +63,7 @@ def _panel(axis: Axes, rows: Sequence[Row], colours: Mapping[str, str]) -> None:
             axis.axhline(torch.value, color=colours[model], linestyle=":")
     axis.set_xscale("log", base=2)
     axis.set_yscale("log")
+    axis.set_xlim(0.85, 1.15 * max(one.members or 1 for one in rows))
     axis.xaxis.set_major_formatter(PLAIN)
     axis.yaxis.set_major_locator(LogLocator(10, (1, 2, 5)))
     axis.yaxis.set_major_formatter(PLAIN)
