@@ -117,10 +117,10 @@ def best_width(found: Sequence[Measured], num_members: int, num_devices: int) ->
     return choose_width(num_members, fastest.width, num_devices)
 
 
-def kept(program: str, measured: Callable[[], list[Measured]]) -> list[Measured]:
-    """What was measured of a program on this device before, or is measured now and kept."""
+def kept(program: str, widths: Sequence[int], measured: Callable[[], list[Measured]]) -> list[Measured]:
+    """What was measured of a program on this device before, among these widths, or is measured now and kept."""
     device = jax.devices()[0]
-    about = [program, device.device_kind, jax.local_device_count(), jax.__version__]
+    about = [program, list(widths), device.device_kind, jax.local_device_count(), jax.__version__]
     address = hashlib.sha256(json.dumps(about).encode()).hexdigest()[:16]
     file = cache_folder() / "widths" / f"{address}.json"
     if file.is_file():
@@ -165,7 +165,7 @@ def settled(shard: Shard, data: Data, programs: Programs, *, share: float = SHAR
             lambda known: share * member_steps * known.milliseconds / 1e3,
         )
 
-    found = kept(program_of(shard, data, programs), measured)
+    found = kept(program_of(shard, data, programs), widths, measured)
     if shard.fixed:
         return shard, found
     width = best_width(found, len(shard.members), len(programs.devices))

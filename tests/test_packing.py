@@ -86,13 +86,18 @@ def test_a_measurement_is_kept_and_a_torn_file_is_measured_again(
         calls.append(1)
         return [Measured(4, 0.5, 100, 2.0)]
 
-    assert packing.kept("program", measured) == packing.kept("program", measured) == [Measured(4, 0.5, 100, 2.0)]
+    assert (
+        packing.kept("program", (1, 4), measured)
+        == packing.kept("program", (1, 4), measured)
+        == [Measured(4, 0.5, 100, 2.0)]
+    )
     assert len(calls) == 1
-    packing.kept("another", measured)
-    assert len(calls) == 2
+    packing.kept("another", (1, 4), measured)
+    packing.kept("program", (1, 4, 16), measured)  # more members, that may lie wider
+    assert len(calls) == 3
     for file in tmp_path.glob("widths/*.json"):
         file.write_text(json.dumps({"measured": [{"width": 4}]}))
-    assert packing.kept("program", measured) == [Measured(4, 0.5, 100, 2.0)] and len(calls) == 3
+    assert packing.kept("program", (1, 4), measured) == [Measured(4, 0.5, 100, 2.0)] and len(calls) == 4
 
 
 @pytest.fixture(scope="module")
