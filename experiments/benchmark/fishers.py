@@ -1,5 +1,6 @@
 """Microseconds an example of the diagonal Fisher, by kind and model, and of the textbook's `vmap(jacrev)`."""
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any
@@ -17,8 +18,9 @@ from experiments.benchmark.rows import Row, row
 
 MODELS = ("mlp-100", "mlp-400", "cnn", "resnet18")
 SLOW = "vmap(jacrev)"
+TEXTBOOK = "vmap(jacrev) of lax.conv"  # of the same network as one writes it without this package
 SLOW_EXAMPLES = 8  # every example's whole Jacobian is held at once
-DEEP = ("resnet18",)  # minutes to compile: fewer kinds, and not `SLOW`
+DEEP = ("resnet18",)  # long to compile: fewer kinds, and not `SLOW`
 MOST = 1024  # examples a turn
 
 
@@ -32,16 +34,19 @@ def measure(bench: Bench, model: str) -> list[Row]:
     kinds = ("exact", "empirical") if bench.quick or model in DEEP else KINDS
     makers = [functools.partial(contestant, bench, model, kind) for kind in kinds]
     if model not in DEEP:
-        makers.append(functools.partial(brute_force, model))
+        makers.append(functools.partial(brute_force, model, SLOW))
+    if model == "cnn":
+        makers.append(functools.partial(brute_force, model, TEXTBOOK, convolution="library"))
     timings = bench.race(warm_all(makers), slower=2.0)
     rows = []
     for name, timing in timings.items():
-        who = SLOW if name == SLOW else "cl_jax"
-        kind = "exact" if name == SLOW else name
+        slow = name in (SLOW, TEXTBOOK)
+        who, kind = (name, "exact") if slow else ("cl_jax", name)
         rows.append(row("fisher", "us per example", timing.spread(1e6), model=model, method=kind, who=who))
-    if SLOW in timings:
-        gain = ratio(timings[SLOW], timings["exact"])
-        rows.append(row("fisher", f"{SLOW} / cl_jax", gain, model=model, method="exact"))
+    for slow in (SLOW, TEXTBOOK):
+        if slow in timings:
+            gain = ratio(timings[slow], timings["exact"])
+            rows.append(row("fisher", f"{slow} / cl_jax", gain, model=model, method="exact"))
     return rows
 
 
@@ -61,10 +66,13 @@ def contestant(bench: Bench, model: str, kind: str) -> Contestant:
     return Contestant(name=kind, run=timed(over(count)), units=count)
 
 
-def brute_force(model: str) -> Contestant:
+def brute_force(model: str, name: str, **changes: Any) -> Contestant:
+    """`changes`: settings of the model's config."""
     built, params, batch = _made(model, SLOW_EXAMPLES)
+    if changes:
+        built = dataclasses.replace(model_of(model), **changes).build(NUM_CLASSES)
     function = jax.jit(functools.partial(by_hand.exact_fisher, built))
-    return Contestant(name=SLOW, run=timed(lambda: function(params, batch.x)), units=SLOW_EXAMPLES)
+    return Contestant(name=name, run=timed(lambda: function(params, batch.x)), units=SLOW_EXAMPLES)
 
 
 @functools.cache
