@@ -62,6 +62,11 @@ def saved(folder: Path) -> list[tuple[int, Path]]:
     return sorted(steps, key=lambda item: (-item[0], item[1].name))
 
 
+def new_attempt() -> str:
+    """The name of a folder that nobody else writes to."""
+    return f"attempt-{uuid.uuid4().hex[:12]}"
+
+
 def read(attempt: Path, step: int, like: Any = None) -> tuple[Any, dict[str, Any]]:
     """What a step holds, and its note.
 
@@ -91,10 +96,14 @@ class Checkpoints:
 
     Args:
         keep: boundaries of this attempt that stay, the newest ones; None: all.
+        attempt: a name that this process alone uses, and may use again; None: a new one.
     """
 
-    def __init__(self, folder: Path, say: Callable[[str], None], keep: int | None = KEPT_STEPS):
+    def __init__(
+        self, folder: Path, say: Callable[[str], None], keep: int | None = KEPT_STEPS, attempt: str | None = None
+    ):
         self._folder, self._say, self._keep = folder.resolve(), say, keep
+        self._attempt = attempt or new_attempt()
         self._manager: ocp.CheckpointManager | None = None
 
     def restore(self, like: Any) -> tuple[int, Any] | None:
@@ -128,7 +137,7 @@ class Checkpoints:
                 enable_async_checkpointing=True,
                 async_options=ocp.options.AsyncOptions(create_directories_asynchronously=False),
             )
-            self._manager = ocp.CheckpointManager(self._folder / f"attempt-{uuid.uuid4().hex[:12]}", options=options)
+            self._manager = ocp.CheckpointManager(self._folder / self._attempt, options=options)
         state = jax.tree.map(np.asarray, state)
         note = {"sha256": digest(state), "tasks": step, "code": code_version()}
         parts = ocp.args.Composite(state=ocp.args.StandardSave(state), note=ocp.args.JsonSave(note))

@@ -96,7 +96,7 @@ def _call(command: options.Run | options.Plan | options.Report | options.List) -
         job = runner.prepare(
             command.experiment, out, data=_data_name(command.data), folder=command.data_dir, seeds=command.seeds,
             steps=command.steps, width=command.width, shared=not command.unshared,
-            data_budget=command.data_budget, from_=command.from_,
+            data_budget=command.data_budget, from_=command.from_, halve=command.halving,
         )  # fmt: skip
         if isinstance(command, options.Run):
             runner.run(job, quiet=command.quiet, keep=keep)

@@ -46,6 +46,8 @@ class _Job:
     """Train task 1 for each run, also where runs cannot differ before its end."""
     from_: _option(str, "RUN:TASK[:LABEL]", "from") = None  # pyright: ignore[reportInvalidTypeForm]
     """Go on from an earlier run's checkpoint after TASK; RUN: its output folder, LABEL: one of its methods."""
+    halving: _option(int, "N") = None  # pyright: ignore[reportInvalidTypeForm]
+    """Let the best 1 in N of each method's configurations go on after tasks 2, 2N, 2NN, ...; the others stop there."""
 
 
 @dataclasses.dataclass
@@ -124,7 +126,7 @@ Examples:
 }
 
 
-_WHOLE = ("seeds", "steps", "width")
+_WHOLE = ("seeds", "steps", "width", "halving")
 _MISSING = {
     "experiment": "give an experiment, such as experiments/quickstart",
     "out": "give the output folder of a run, such as runs/quickstart",

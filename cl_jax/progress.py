@@ -56,6 +56,11 @@ class Bar:
         with self._lock:
             self._done += member_steps
 
+    def spared(self, member_steps: int) -> None:
+        """Steps that nobody will train after all."""
+        with self._lock:
+            self._total = max(self._total - member_steps, 1)
+
     def advanced(self, shard: Shard, task: int, member_steps: int) -> None:
         label, run = shard.members[0].entry.label, shard.members[0].entry.run
         with self._lock:
@@ -75,7 +80,7 @@ class Bar:
             rate = self._trained / max(now - self._start, 1e-9)
             shown = f"{rate:,.0f} steps/s"
             if self._live:
-                self._bar.update(self._task, description=text, completed=self._done, rate=shown)
+                self._bar.update(self._task, description=text, completed=self._done, total=self._total, rate=shown)
             elif not self._quiet and (force or now - self._last_line > LOG_SECONDS):
                 left = f"  {shown}  {(self._total - self._done) / rate:.0f} s left" if rate else ""
                 share = 100 * self._done / self._total

@@ -6,13 +6,26 @@ import math
 import os
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
 import jax
 
-from cl_jax import compiled, estimate, origin, packing, plan, program, provenance, results, sources, sweep, trunk, waves
+from cl_jax import (
+    compiled,
+    estimate,
+    origin,
+    packing,
+    plan,
+    program,
+    provenance,
+    results,
+    sources,
+    stages,
+    sweep,
+    trunk,
+    waves,
+)
 from cl_jax.budget import image_budget
 from cl_jax.checkpoint import KEPT_STEPS
 from cl_jax.checks import check_experiment, check_runs
@@ -20,6 +33,7 @@ from cl_jax.config import LARGEST_INT
 from cl_jax.data import Data, split_source
 from cl_jax.errors import UserError
 from cl_jax.experiment import Entry, Experiment, Member, load_experiment, members
+from cl_jax.halving import Halving, check_halving
 from cl_jax.progress import Bar
 
 
@@ -34,16 +48,18 @@ class Job:
     trunk_of: dict[str, Member]  # by member
     out: Path
     forks: origin.Forks | None = None  # what the members continue from, if not from the start
+    halving: Halving | None = None  # where members stop, if they do
 
     @property
     def steps_to_do(self) -> int:
         """Member-steps of everything that is not done."""
-        trunks = sum(_steps(shard) for shard in self.trunks if not shard.done)
-        return trunks + sum(
-            _steps(shard) * (shard.members[0].entry.run.stream.num_tasks - self.tasks_elsewhere(shard))
-            for shard in self.shards
-            if not shard.done
-        )
+        stopped = self.halving.stopped if self.halving else {}
+        total = sum(len(shard.members) * shard.members[0].entry.run.steps for shard in self.trunks if not shard.done)
+        for shard in self.shards:
+            run = shard.members[0].entry.run
+            ends = [stopped.get(member.id, run.stream.num_tasks) for member in shard.members if not shard.done]
+            total += run.steps * sum(end - self.tasks_elsewhere(shard) for end in ends)
+        return total
 
     def tasks_elsewhere(self, shard: plan.Shard) -> int:
         """First tasks of a shard that others train or have trained."""
@@ -56,15 +72,10 @@ def _data_of(shard: plan.Shard) -> tuple[str, float]:
     return run.data, run.validation
 
 
-def _steps(shard: plan.Shard) -> int:
-    """Member-steps a task."""
-    return len(shard.members) * shard.members[0].entry.run.steps
-
-
 def prepare(
     path: Path, out: Path, *, data: str | None = None, folder: Path | None = None, seeds: int | None = None,
     steps: int | None = None, width: int | None = None, shared: bool = True, data_budget: str | None = None,
-    from_: str | None = None,
+    from_: str | None = None, halve: int | None = None,
 ) -> Job:  # fmt: skip
     """Reads, checks and plans; writes nothing and compiles nothing.
 
@@ -72,6 +83,7 @@ def prepare(
         shared: train task 1 once for members that cannot differ before its end.
         data_budget: bytes of images that a device may hold, see `cl_jax.budget.image_budget`; a larger set streams.
         from_: the boundary to continue from, see `cl_jax.origin.parse`; None: from the start.
+        halve: N of successive halving, see `cl_jax.halving`; None: every member is trained to its end.
 
     Raises:
         UserError: whatever is wrong with the experiment, the data or the output folder.
@@ -98,6 +110,7 @@ def prepare(
     _check_folder(folder, experiment)
     begun_from = None if from_ is None else origin.parse(from_)
     origin.check_out(out, begun_from)
+    check_halving(out, halve)
     wanted = {(entry.run.data, entry.run.validation) for entry in experiment.entries}
     loaded = {name: sources.load(name, folder) for name in sorted({name for name, _ in wanted})}
     allowed = image_budget(data_budget)
@@ -110,6 +123,10 @@ def prepare(
     everyone, forks = members(experiment, sha256), None
     if begun_from is not None:
         everyone, forks = origin.adopt(everyone, begun_from, on_device, out)
+    halved = None
+    if halve is not None:
+        halved = Halving(out, halve, experiment.entries, everyone, forks.task if forks else 0)
+        halved.check()
 
     def state_bytes(member: Member) -> int:
         run = member.entry.run
@@ -129,8 +146,9 @@ def prepare(
                 shard, on_device[_data_of(shard)], jax.local_device_count()
             )  # raises where they do not fit
     return Job(
-        experiment=experiment, data=on_device, shards=shards, trunks=trunks, trunk_of=trunk_of, out=out, forks=forks
-    )
+        experiment=experiment, data=on_device, shards=shards, trunks=trunks, trunk_of=trunk_of, out=out, forks=forks,
+        halving=halved,
+    )  # fmt: skip
 
 
 def _check_out(out: Path, experiment: Experiment) -> None:
@@ -167,6 +185,8 @@ def run(job: Job, *, quiet: bool = False, parallel: int | None = None, keep: int
     )
     if job.forks is not None:
         job.forks.write(job.out)
+    if job.halving is not None:
+        job.halving.write()
     todo = [shard for shard in job.shards if not shard.done]
     # On an accelerator one compiles while the other trains.
     threads = min(os.cpu_count() or 1, 4) if jax.default_backend() == "cpu" else 2
@@ -182,18 +202,11 @@ def run(job: Job, *, quiet: bool = False, parallel: int | None = None, keep: int
             if len(todo) < len(job.shards):
                 bar.say(f"{len(job.shards) - len(todo)} of {len(job.shards)} shards are finished already")
 
-            def one(shard: plan.Shard) -> None:
+            def one(shard: plan.Shard, stage: sweep.Stage) -> None:
                 data = job.data[_data_of(shard)]
-                sweep.run_shard(shard, data, bar, programs, trunks, forks=job.forks, keep=keep)
+                sweep.run_shard(shard, data, bar, programs, trunks, forks=job.forks, keep=keep, stage=stage)
 
-            pool = ThreadPoolExecutor(parallel or threads)
-            futures = [pool.submit(one, shard) for shard in todo]
-            try:
-                for future in as_completed(futures):
-                    future.result()
-            finally:
-                bar.stop()  # the other shards end at their next chunk
-                pool.shutdown(wait=False, cancel_futures=True)
+            stages.train(job.shards, one, job.halving, bar, parallel or threads)
     except BaseException:
         with contextlib.suppress(UserError, OSError):  # the first error is the one to tell
             gather(job)
@@ -264,6 +277,8 @@ def describe(job: Job, *, measure: bool = False, say: Callable[[str], None] = pr
             )
     estimate.show(estimate.table(estimates, [shard for shard in job.shards if shard.done]))
     say(estimate.summary(estimates))
+    if job.halving is not None:
+        say(f"at most: {job.halving.words}")
     for shard in job.shards:
         data = job.data[_data_of(shard)]
         if data.host is not None and not shard.done:

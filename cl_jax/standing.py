@@ -46,15 +46,19 @@ def save(standing: Standing, checkpoints: Checkpoints) -> None:
     checkpoints.save(standing.tasks, {"state": standing.state._asdict(), "record": standing.record})
 
 
-def publish(shard: Shard, standing: Standing) -> None:
-    """The shard's part of the results, once the checkpoint that it came from is committed."""
+def publish(shard: Shard, standing: Standing, ends: np.ndarray) -> None:
+    """The shard's part of the results, once the checkpoint that it came from is committed.
+
+    Args:
+        ends: int [members], tasks after which each member stops; that of a member that does not is T.
+    """
     buffer = io.BytesIO()
-    count = len(shard.members)
+    num_tasks = standing.record.shape[-1]
     record = Record(
         record=standing.record,
         diverged=standing.state.diverged,
-        rows_done=np.full(count, standing.tasks + 1, np.int32),
-        stopped=np.zeros(count, bool),
+        rows_done=(np.minimum(standing.tasks, ends) + 1).astype(np.int32),
+        stopped=(ends < num_tasks) & (ends <= standing.tasks),
     )
     np.savez(buffer, **record._asdict())
     write_atomically(shard.folder / "record.npz", buffer.getvalue())

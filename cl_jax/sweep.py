@@ -3,6 +3,9 @@
 The order at a boundary is law: train, end_task, evaluate, append the row, save, wait until committed, publish.
 """
 
+from collections.abc import Mapping
+from typing import NamedTuple
+
 import numpy as np
 
 from cl_jax.checkpoint import KEPT_STEPS, Checkpoints
@@ -29,11 +32,23 @@ from cl_jax.waves import (
 )
 
 
+class Stage(NamedTuple):
+    """The part of a run up to a boundary that all shards have to reach before any goes on."""
+
+    until: int | None = None  # the boundary; None: the end
+    since: int = 0  # boundary that this process has brought all shards to
+    stopped: Mapping[str, int] = {}  # by member's id, the boundary at which it stops
+    attempt: str | None = None  # of this process, see `Checkpoints`
+
+
+WHOLE = Stage()
+
+
 def run_shard(
     shard: Shard, data: Data, progress: Progress, programs: Programs, trunks: Trunks | None = None, *,
-    forks: Forks | None = None, keep: int | None = KEPT_STEPS,
+    forks: Forks | None = None, keep: int | None = KEPT_STEPS, stage: Stage = WHOLE,
 ) -> None:  # fmt: skip
-    """Trains a shard from its newest good checkpoint to the end; does nothing where it is done.
+    """Trains a shard from its newest good checkpoint to the end of the stage; does nothing where it is done.
 
     Args:
         trunks: what trains the first task of members that cannot differ before its end; None: the shard does.
@@ -46,7 +61,7 @@ def run_shard(
     if shard.done:
         return
     try:
-        _run(shard, data, progress, programs, trunks, forks, keep)
+        _run(shard, data, progress, programs, trunks, forks, keep, stage)
     except Exception as error:
         reason = disk_error(error)
         if reason is None:
@@ -58,21 +73,27 @@ def run_shard(
 
 def _run(
     shard: Shard, data: Data, progress: Progress, programs: Programs, trunks: Trunks | None, forks: Forks | None,
-    keep: int | None,
+    keep: int | None, stage: Stage,
 ) -> None:  # fmt: skip
     begin(shard)
-    progress.compiling(shard)
     crew = crew_of(shard, data, programs)
-    prepare(crew)
-    num_tasks, count = shard.members[0].entry.run.stream.num_tasks, len(shard.members)
-    elsewhere = forks.task if forks is not None else int(trunks is not None and trunks.train(shard))
-    checkpoints = Checkpoints(shard.folder, progress.say, keep)
+    num_tasks = shard.members[0].entry.run.stream.num_tasks
+    ends = np.array([stage.stopped.get(member.id, num_tasks) for member in shard.members])
+    last = min(stage.until or num_tasks, ends.max())
+    checkpoints = Checkpoints(shard.folder, progress.say, keep, stage.attempt)
     try:
         standing = restored(crew, checkpoints)
         start, pending = None, None
+        if standing is None or standing.tasks < last:
+            if stage.since == 0:
+                progress.compiling(shard)
+            prepare(crew)
         if standing is not None:
-            progress.say(f"{shard.folder.name}: continues after task {standing.tasks} of {num_tasks}")
-            progress.restored((standing.tasks - elsewhere) * shard.members[0].entry.run.steps * count)
+            if standing.tasks > stage.since:
+                progress.say(f"{shard.folder.name}: continues after task {standing.tasks} of {num_tasks}")
+            elsewhere = forks.task if forks is not None else int(trunks is not None and trunks.train(shard))
+            before = np.minimum(standing.tasks, ends) - max(elsewhere, stage.since)
+            progress.restored(int(np.maximum(before, 0).sum()) * shard.members[0].entry.run.steps)
         elif forks is not None:
             progress.say(f"{shard.folder.name}: begins from {forks.words}, {num_tasks} tasks in all")
             pending = standing = forks.standing(crew)
@@ -80,31 +101,37 @@ def _run(
         else:
             standing = Standing(0, None, first_record(crew))
             start = trunks.start(shard, data, progress, programs) if trunks is not None else None
-        for task in range(standing.tasks, num_tasks):
-            standing = _one_task(crew, standing, task, progress, start if task == 0 else None)
+        for task in range(standing.tasks, last):
+            standing = _one_task(crew, standing, task, ends, progress, start if task == 0 else None)
             if pending is not None:
                 checkpoints.wait()
-                publish(shard, pending)
+                publish(shard, pending, ends)
             save(standing, checkpoints)
             pending = standing
         checkpoints.wait()
-        publish(shard, standing)
-        finish(shard)
+        publish(shard, standing, ends)
+        if standing.tasks >= ends.max():
+            finish(shard)
     finally:
         checkpoints.close()
 
 
-def _one_task(crew: Crew, before: Standing, task: int, progress: Progress, start: Start | None) -> Standing:
-    """Trains, ends and evaluates a task for every member that has not diverged; a diverged one's row is repeated.
+def _one_task(
+    crew: Crew, before: Standing, task: int, ends: np.ndarray, progress: Progress, start: Start | None
+) -> Standing:
+    """Trains, ends and evaluates a task for every member that goes on and has not diverged.
+
+    The row of a diverged member is repeated; one that has stopped gets none.
 
     Args:
+        ends: int [members], see `publish`.
         start: what the task's training has come to already.
     """
-    count = len(crew.members)
-    diverged = np.zeros(count, bool) if before.state is None else before.state.diverged
+    going = ends > task
+    diverged = going & (False if before.state is None else before.state.diverged)
     record = before.record.copy()
-    record[:, task + 1] = record[:, task]
-    waves, parts = muster(crew, np.flatnonzero(~diverged)), []
+    record[going, task + 1] = record[going, task]
+    waves, parts = muster(crew, np.flatnonzero(going & ~diverged)), []
     for wave in waves:
         with crew.programs.busy:
             state = first_states(crew, wave) if before.state is None else on_devices(crew, wave, before.state)
@@ -116,4 +143,5 @@ def _one_task(crew: Crew, before: Standing, task: int, progress: Progress, start
             parts.append(to_host(wave, state))
             record[wave.places, task + 1] = to_host(wave, row)
     progress.restored(int(diverged.sum()) * crew.members[0].entry.run.steps)
-    return Standing(task + 1, gathered(waves, parts, before.state, count) if waves else before.state, record)
+    host = gathered(waves, parts, before.state, len(crew.members)) if waves else before.state
+    return Standing(task + 1, host, record)
