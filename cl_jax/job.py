@@ -1,0 +1,147 @@
+"""A checked experiment: read, checked against its data, planned; nothing is compiled and nothing written."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from cl_jax import origin, plan, program, results, sources, sweep, trunk, waves
+from cl_jax.budget import image_budget
+from cl_jax.checks import check_experiment, check_runs
+from cl_jax.config import LARGEST_INT
+from cl_jax.data import Data, split_source
+from cl_jax.errors import UserError
+from cl_jax.experiment import Entry, Experiment, Member, load_experiment, members
+from cl_jax.halving import Halving, check_halving
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Job:
+    """A checked experiment, ready to run."""
+
+    experiment: Experiment
+    data: dict[tuple[str, float], Data]
+    shards: list[plan.Shard]
+    trunks: list[plan.Shard]  # what trains task 1 of the shards that are not done, where members share it
+    trunk_of: dict[str, Member]  # by member
+    out: Path
+    forks: origin.Forks | None = None  # what the members continue from, if not from the start
+    halving: Halving | None = None  # where members stop, if they do
+
+    @property
+    def steps_to_do(self) -> int:
+        """Member-steps of everything that is not done."""
+        stopped = self.halving.stopped if self.halving else {}
+        total = sum(len(shard.members) * shard.members[0].entry.run.steps for shard in self.trunks if not shard.done)
+        for shard in self.shards:
+            run = shard.members[0].entry.run
+            ends = [stopped.get(member.id, run.stream.num_tasks) for member in shard.members if not shard.done]
+            total += run.steps * sum(end - self.tasks_elsewhere(shard) for end in ends)
+        return total
+
+    def tasks_elsewhere(self, shard: plan.Shard) -> int:
+        """First tasks of a shard that others train or have trained."""
+        return self.forks.task if self.forks else int(shard.members[0].id in self.trunk_of)
+
+
+def data_of(shard: plan.Shard) -> tuple[str, float]:
+    """Which of `Job.data` a shard trains on."""
+    run = shard.members[0].entry.run
+    return run.data, run.validation
+
+
+def prepare(
+    path: Path, out: Path, *, data: str | None = None, folder: Path | None = None, seeds: int | None = None,
+    steps: int | None = None, width: int | None = None, shared: bool = True, data_budget: str | None = None,
+    from_: str | None = None, halve: int | None = None,
+) -> Job:  # fmt: skip
+    """Reads, checks and plans; writes nothing and compiles nothing.
+
+    Args:
+        shared: train task 1 once for members that cannot differ before its end.
+        data_budget: bytes of images that a device may hold, see `cl_jax.budget.image_budget`; a larger set streams.
+        from_: the boundary to continue from, see `cl_jax.origin.parse`; None: from the start.
+        halve: N of successive halving, see `cl_jax.halving`; None: every member is trained to its end.
+
+    Raises:
+        UserError: whatever is wrong with the experiment, the data or the output folder.
+    """
+    for option, number in (("--seeds", seeds), ("--steps", steps), ("--width", width)):
+        if number is not None and not 1 <= number <= LARGEST_INT:
+            bound = "the least allowed is 1" if number < 1 else f"the most allowed is {LARGEST_INT}"
+            raise UserError(f"{option}: was given {number}; {bound}")
+    experiment = load_experiment(path)
+    changes: dict[str, Any] = {}
+    if data is not None:
+        changes["data"] = data
+    if steps is not None:
+        changes["steps"] = steps
+    check_experiment(experiment)
+    if seeds is not None:
+        experiment = dataclasses.replace(experiment, seeds=tuple(range(seeds)))
+    if changes:
+        entries = tuple(
+            Entry(label=entry.label, run=dataclasses.replace(entry.run, **changes)) for entry in experiment.entries
+        )
+        experiment = dataclasses.replace(experiment, entries=entries)
+    _check_out(out, experiment)
+    _check_folder(folder, experiment)
+    begun_from = None if from_ is None else origin.parse(from_)
+    origin.check_out(out, begun_from)
+    check_halving(out, halve)
+    wanted = {(entry.run.data, entry.run.validation) for entry in experiment.entries}
+    loaded = {name: sources.load(name, folder) for name in sorted({name for name, _ in wanted})}
+    allowed = image_budget(data_budget)
+    streamed = allowed is not None and sum(loaded[name].image_bytes for name, _ in wanted) > allowed
+    on_device = {
+        (name, share): split_source(loaded[name], share, budget=allowed if streamed else None) for name, share in wanted
+    }
+    check_runs(experiment.entries, on_device)
+    sha256 = {name: source.sha256 for name, source in loaded.items()}
+    everyone, forks = members(experiment, sha256), None
+    if begun_from is not None:
+        everyone, forks = origin.adopt(everyone, begun_from, on_device, out)
+    halved = None
+    if halve is not None:
+        halved = Halving(out, halve, experiment.entries, everyone, forks.task if forks else 0)
+        halved.check()
+
+    def state_bytes(member: Member) -> int:
+        run = member.entry.run
+        return program.state_bytes(run, on_device[run.data, run.validation])
+
+    shards = plan.make_plan(out, everyone, width, state_bytes)
+    for shard in shards:
+        if shard.done:
+            sweep.read_record(shard)  # a broken one is better known before than after training
+    waiting = [member for shard in shards if not shard.done and forks is None for member in shard.members]
+    trunk_of = trunk.trunk_members(waiting, sha256, shared=shared)
+    first = list({member.id: member for member in trunk_of.values()}.values())
+    trunks = plan.make_plan(out, first, width, state_bytes, "trunks")
+    for shard in (*shards, *trunks):
+        if streamed and not shard.done:
+            waves.windows_of(shard, on_device[data_of(shard)], jax.local_device_count())  # raises where they do not fit
+    return Job(
+        experiment=experiment, data=on_device, shards=shards, trunks=trunks, trunk_of=trunk_of, out=out, forks=forks,
+        halving=halved,
+    )  # fmt: skip
+
+
+def _check_out(out: Path, experiment: Experiment) -> None:
+    for place in (out, *out.absolute().parents):
+        if place.exists() and not place.is_dir():
+            raise UserError(f"--out {out}: {place} is a file; give a folder")
+    file = out / "experiment.json"
+    if file.is_file():
+        other = results.read_json(file, {"name": str})["name"]
+        if other != experiment.name:
+            raise UserError(f"{out} holds experiment {other!r}, not {experiment.name!r}; give another --out")
+    elif out.is_dir() and any(out.iterdir()):
+        raise UserError(f"{out} is not empty and holds no experiment.json; give an empty or a new folder as --out")
+
+
+def _check_folder(folder: Path | None, experiment: Experiment) -> None:
+    names = sorted({entry.run.data for entry in experiment.entries})
+    if folder is not None and not any(name.startswith(("idx", "tfds")) for name in names):
+        raise UserError(f"--data-dir {folder}: data {', '.join(names)} reads no folder; leave it out or give --data")
