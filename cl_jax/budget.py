@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from cl_jax import program
 from cl_jax.batch import Reference
 from cl_jax.data import Data
+from cl_jax.devices import memory_bytes
 from cl_jax.errors import UserError
 from cl_jax.evaluate import EVALUATED, chunks
 from cl_jax.experiment import Run
@@ -32,8 +33,7 @@ def image_budget(given: str | None) -> int | None:
         UserError: not a number of bytes.
     """
     if given is None:
-        memory = None if jax.default_backend() == "cpu" else jax.devices()[0].memory_stats()
-        return int(memory["bytes_limit"] * ACCELERATOR_SHARE) if memory and "bytes_limit" in memory else None
+        return None if jax.default_backend() == "cpu" else int(memory_bytes() * ACCELERATOR_SHARE)
     found = re.fullmatch(r"([0-9]{1,18}(?:\.[0-9]{1,9})?)\s*([a-zA-Z]*)", given.strip())
     unit = UNITS.get((found[2] or "B").upper()) if found else None
     if found is None or unit is None or float(found[1]) * unit < 1:
