@@ -7,7 +7,11 @@ import jax.numpy as jnp
 
 
 class Reference(NamedTuple):
-    """Where examples live: rows of the data set on the device, seen through a task's transformation."""
+    """Where examples live: rows of the data set, seen through a task's transformation.
+
+    A method that keeps examples for later keeps these: data that streams brings the images of every `Reference` in the
+    state, and of a row that nobody foresaw a NaN.
+    """
 
     row: jax.Array  # int32 [B], of the data set
     task: jax.Array  # int32 [B], number of the task, from 0

@@ -5,7 +5,8 @@ method that keeps examples keeps references to them. So the host reads the next 
 own, while the device trains with the present one; the training step is the same function of the same values.
 
 What has no fixed window calls the host for every batch: the evaluation before any training, once a seed, and the
-boundary of a task that is larger than half the budget (its Fisher). A call costs a transfer and a wait of the device.
+boundary of a task that is larger than half the budget (its Fisher). A call costs a transfer and a wait of the device,
+0.1 ms on a CPU.
 """
 
 import contextlib

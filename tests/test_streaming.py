@@ -124,6 +124,7 @@ def test_streamed_is_resident_bit_for_bit(name: str, tmp_path: Path, monkeypatch
     assert ROW * windows.training <= max(held) <= BUDGET < RESIDENT.images.nbytes
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("at", [130, 400])
 def test_whoever_diverges_is_left_as_it_was_before_the_whole_chunk_however_that_is_cut(
     at: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
