@@ -151,7 +151,7 @@ def test_signals_stop_it_and_the_same_command_goes_on(
         wait_for(process, moment)
         time.sleep(0.3)
     else:
-        while not any(out.rglob("attempt-*/1")):  # the checkpoint after task 1
+        while not any(out.glob("shards/*/attempt-*/1")):  # the checkpoint after task 1
             assert process.poll() is None
             time.sleep(0.05)
     process.send_signal(number)
