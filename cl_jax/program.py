@@ -135,11 +135,6 @@ def state_shapes(run: Run, data: Data) -> train.TrainState:
     return jax.eval_shape(partial(first_state, run, data=data), jnp.int32(0))
 
 
-def state_shapes(run: Run, data: Data) -> train.TrainState:
-    """Shapes and dtypes of one member's training state; nothing is computed for it."""
-    return jax.eval_shape(partial(first_state, run, data=data), jnp.int32(0))
-
-
 def state_bytes(run: Run, data: Data) -> int:
     """What one member's training state takes on the device."""
     return sum(state_parts(run, data).values())
