@@ -2,7 +2,7 @@
 
 A wave is what one call computes: `width` members side by side on each device (`vmap`), devices beside each other
 (`shard_map`: nothing is communicated). All waves of all shards of a static group call one compiled program, whatever
-their number of members; a world and its evaluation are compiled once for all methods that share them.
+their number of members; a world is compiled once for all methods that share it, its evaluation once for each packing.
 """
 
 import threading
@@ -108,13 +108,13 @@ class Programs:
                 made.append(self._worlds[key])
         return made
 
-    def wave(self, members: Sequence[Member], worlds: Sequence[World], index: np.ndarray, packing: Packing) -> Wave:
-        """The members at `index`, on the devices."""
-        at = padded(index, packing.wave)
+    def wave(self, members: Sequence[Member], worlds: Sequence[World], places: np.ndarray, packing: Packing) -> Wave:
+        """The members at `places`, on the devices."""
+        at = padded(places, packing.wave)
         runs = [jax.tree.map(np.float32, members[i].entry.run) for i in at]
         put = by_member(packing.mesh)
         return Wave(
-            index,
+            places,
             packing,
             jax.device_put(stack(runs), put),
             jax.device_put(stack([jax.tree.map(np.float32, program.world_of(run)) for run in runs]), put),
@@ -212,9 +212,9 @@ def on_mesh(shapes: Any, put: Any) -> Any:
     return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=put), shapes)
 
 
-def padded(index: np.ndarray, wave: int) -> np.ndarray:
+def padded(places: np.ndarray, wave: int) -> np.ndarray:
     """To a multiple of the wave, by repeating the last one."""
-    return np.concatenate([index, np.repeat(index[-1:], -len(index) % wave)])
+    return np.concatenate([places, np.repeat(places[-1:], -len(places) % wave)])
 
 
 def stack(trees: Sequence[Any]) -> Any:

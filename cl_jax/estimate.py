@@ -1,7 +1,7 @@
 """What a plan will take: bytes, widths, seconds."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from rich.console import Console
 from rich.table import Table
@@ -10,7 +10,7 @@ from cl_jax.data import Data
 from cl_jax.devices import memory_bytes
 from cl_jax.packing import MEMORY_SHARE, Measured
 from cl_jax.plan import Shard
-from cl_jax.program import state_parts
+from cl_jax.program import StateParts, state_parts
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,7 +19,7 @@ class Estimate:
 
     shard: Shard
     tasks: int  # tasks that it trains itself
-    parts: Mapping[str, int]  # bytes of a member's state: parameters, optimizer, each method
+    parts: StateParts  # of a member
     measured: Sequence[Measured]  # by width; empty: not measured
 
     @property
@@ -42,7 +42,7 @@ class Estimate:
     @property
     def checkpoint_bytes(self) -> int:
         """At each boundary."""
-        return len(self.shard.members) * sum(self.parts.values())
+        return len(self.shard.members) * self.parts.total
 
 
 def estimate(
@@ -61,10 +61,10 @@ def table(estimates: Sequence[Estimate], done: Sequence[Shard]) -> Table:
     for name in ("checkpoint", "device memory", "ms / member-step", "training", "compiling"):
         made.add_column(name, justify="right")
     for each in estimates:
-        parts, at = dict(each.parts), each.at_width
+        parts, at = each.parts, each.at_width
         row = [each.shard.members[0].entry.label, str(len(each.shard.members)), str(each.shard.width)]
-        row += [f"{len(each.shard.members) * each.steps:,}", of_bytes(parts.pop("parameters"))]
-        row += [of_bytes(parts.pop("optimizer")), of_bytes(sum(parts.values())), of_bytes(each.checkpoint_bytes)]
+        row += [f"{len(each.shard.members) * each.steps:,}", of_bytes(parts.parameters)]
+        row += [of_bytes(parts.optimizer), of_bytes(sum(parts.methods.values())), of_bytes(each.checkpoint_bytes)]
         if at is None or each.seconds is None:
             row += ["", "", "", ""]
         else:

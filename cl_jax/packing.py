@@ -50,8 +50,8 @@ class Measured:
 
 def measure(shard: Shard, data: Data, programs: Programs, width: int) -> Measured:
     """Compiles the training program of a full wave and times it; the members are repeated to fill it."""
-    wave = programs.packing(len(shard.members), width).wave
-    members = tuple(shard.members[i % len(shard.members)] for i in range(wave))
+    size = programs.packing(len(shard.members), width).wave
+    members = tuple(shard.members[i % len(shard.members)] for i in range(size))
     crew = crew_of(dataclasses.replace(shard, members=members, width=width), data, programs)
     (wave,) = muster(crew, np.arange(len(members)))
     steps, state = chunk_steps(members[0].entry.run.steps), first_states(crew, wave)
@@ -154,8 +154,8 @@ def settled(shard: Shard, data: Data, programs: Programs, *, share: float = SHAR
 
     def measured() -> list[Measured]:
         def call(known: Measured, width: int) -> float:
-            wave = programs.packing(len(shard.members), width).wave
-            return known.milliseconds / 1e3 * wave * chunk_steps(run.steps)
+            size = programs.packing(len(shard.members), width).wave
+            return known.milliseconds / 1e3 * size * chunk_steps(run.steps)
 
         return explore(
             lambda width: measure(shard, data, programs, width),
@@ -176,7 +176,7 @@ def guessed_seconds(shard: Shard, data: Data) -> float:
     """A rough time of the shard before anything is known of its program: 6 FLOP a parameter, example and step."""
     run = shard.members[0].entry.run
     member_steps = len(shard.members) * run.steps * run.stream.num_tasks
-    parameters = state_parts(run, data)["parameters"] / 4
+    parameters = state_parts(run, data).parameters / 4
     return member_steps * 6 * parameters * run.batch_size / (GUESSED_FLOPS * cores())
 
 

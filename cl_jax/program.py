@@ -108,26 +108,38 @@ def first_state(run: Run, seed: jax.Array, data: Data) -> train.TrainState:
     return init(run, seed, *drawn(world_of(run), seed, data), data)
 
 
-def state_parts(run: Run, data: Data) -> dict[str, int]:
-    """Bytes of the parts of one member's training state: parameters, optimizer, each method; nothing is computed."""
+class StateParts(NamedTuple):
+    """Bytes of one member's training state."""
+
+    parameters: int
+    optimizer: int
+    methods: dict[str, int]
+    flag: int  # whether it has diverged
+
+    @property
+    def total(self) -> int:
+        return self.parameters + self.optimizer + sum(self.methods.values()) + self.flag
+
+
+def state_parts(run: Run, data: Data) -> StateParts:
+    """What one member's training state is made of; nothing is computed for it."""
     key = (jax.tree.structure(run), data.sha256, data.sizes)
     if key not in _STATE_PARTS:
         _STATE_PARTS[key] = _state_parts(run, data)
-    return dict(_STATE_PARTS[key])
+    return _STATE_PARTS[key]
 
 
-_STATE_PARTS: dict[Any, dict[str, int]] = {}  # a tenth of a second each, and asked for more than once
+_STATE_PARTS: dict[Any, StateParts] = {}  # a tenth of a second each, and asked for more than once
 
 
-def _state_parts(run: Run, data: Data) -> dict[str, int]:
+def _state_parts(run: Run, data: Data) -> StateParts:
     state = state_shapes(run, data)
 
     def held(tree: Any) -> int:
         return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
 
     methods = {name: held(value) for name, value in state.method.items()}
-    parameters = held((state.base, state.trainable))
-    return {"parameters": parameters, "optimizer": held(state.optimizer), **methods, "flag": held(state.diverged)}
+    return StateParts(held((state.base, state.trainable)), held(state.optimizer), methods, held(state.diverged))
 
 
 def state_shapes(run: Run, data: Data) -> train.TrainState:
@@ -137,7 +149,7 @@ def state_shapes(run: Run, data: Data) -> train.TrainState:
 
 def state_bytes(run: Run, data: Data) -> int:
     """What one member's training state takes on the device."""
-    return sum(state_parts(run, data).values())
+    return state_parts(run, data).total
 
 
 def references_of(run: Run, seed: jax.Array, segments: Segments, task: jax.Array, numbers: jax.Array) -> Reference:

@@ -143,7 +143,7 @@ def test_methods_that_train_alike_are_one_program(data: Data) -> None:
 def test_state_parts(data: Data) -> None:
     weights = 4 * (64 * 8 + 8 + 8 * 10 + 10)
     parts = program.state_parts(replace(RUN, {"methods": {"ewc": Ewc()}}), data)
-    assert parts == {"parameters": weights, "optimizer": 0, "ewc": 2 * weights + 4, "flag": 1}
+    assert parts == program.StateParts(weights, optimizer=0, methods={"ewc": 2 * weights + 4}, flag=1)
 
 
 def test_the_oldest_programs_are_forgotten_first(tmp_path: Path) -> None:

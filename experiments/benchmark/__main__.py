@@ -5,6 +5,7 @@ import datetime
 import os
 import platform
 import shlex
+import signal
 import sys
 import tempfile
 import time
@@ -53,7 +54,8 @@ class Options:
 
 
 def main(words: Sequence[str] | None = None) -> None:
-    """Returns when done; exits 2 at a user's mistake, 130 at Ctrl-C. What was measured by then is written."""
+    """Returns when done; exits 2 at a user's mistake, 130 when stopped. What was measured by then is written."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     markers = (tyro.conf.FlagCreatePairsOff, tyro.conf.DisallowNone)
     options = tyro.cli(Options, args=words, prog="benchmark", config=markers)
     try:
