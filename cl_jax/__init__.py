@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from cl_jax.kfac import kronecker_factors as kronecker_factors
     from cl_jax.losses import task_loss as task_loss
     from cl_jax.method import Method as Method
+    from cl_jax.method import Rewritten as Rewritten
     from cl_jax.method import StepInfo as StepInfo
     from cl_jax.method import chain as chain
     from cl_jax.methods.ewc import ewc as ewc
@@ -42,7 +43,7 @@ _HOMES = {
     "fisher": ("diagonal_fisher",),
     "kfac": ("kronecker_factors",),
     "losses": ("task_loss",),
-    "method": ("Method", "StepInfo", "chain"),
+    "method": ("Method", "Rewritten", "StepInfo", "chain"),
     "methods.ewc": ("ewc",),
     "methods.l2": ("l2",),
     "methods.replay": ("replay",),

@@ -5,6 +5,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from cl_jax.errors import UserError
+
 
 class Reference(NamedTuple):
     """Where examples live: rows of the data set, seen through a task's transformation.
@@ -25,6 +27,7 @@ class Batch(NamedTuple):
     active: jax.Array | None = None  # bool [B, C] outputs that compete in the softmax; None: all
     weight: jax.Array | None = None  # float32 [B], loss = sum(weight * loss_i); None: 1 / B each
     reference: Reference | None = None  # set by the sweep engine, absent in a user's own loop
+    extra: dict[str, Any] | None = None  # [B, ...] by name: what a method's `draw` tells its own `loss`
 
 
 class Task(NamedTuple):
@@ -42,3 +45,39 @@ class Task(NamedTuple):
 def whole_task(number: int, examples: Batch) -> Task:
     """The task of a user's own loop: `examples` are all of its training examples, none of them padding."""
     return Task(jnp.asarray(number, jnp.int32), examples, jnp.ones((examples.y.shape[0],), bool))
+
+
+def join(incoming: Batch, stored: Batch) -> Batch:
+    """The rows of both, incoming first, without weights; an `extra` that only one of them has is 0 for the other.
+
+    Raises:
+        UserError: only one of them has `active`, or `reference`.
+    """
+
+    def concatenate(name: str) -> Any:
+        one, two = getattr(incoming, name), getattr(stored, name)
+        if (one is None) != (two is None):
+            has, lacks = ("replayed", "incoming") if one is None else ("incoming", "replayed")
+            raise UserError(
+                f"the {has} examples have `{name}` and the {lacks} ones do not: let `store` keep and `load` return "
+                f"`{name}` exactly when the incoming batches have it"
+            )
+        return jax.tree.map(lambda a, b: jnp.concatenate([a, b]), one, two)
+
+    extra = _joined_extra(incoming, stored)
+    return Batch(concatenate("x"), concatenate("y"), concatenate("active"), None, concatenate("reference"), extra)
+
+
+def _joined_extra(incoming: Batch, stored: Batch) -> dict[str, Any] | None:
+    one, two = incoming.extra or {}, stored.extra or {}
+    num_one, num_two = incoming.y.shape[0], stored.y.shape[0]
+
+    def zeros(num: int, like: Any) -> Any:
+        return jax.tree.map(lambda leaf: jnp.zeros((num, *leaf.shape[1:]), leaf.dtype), like)
+
+    joined = {}
+    for name in {**one, **two}:
+        first = one[name] if name in one else zeros(num_one, two[name])
+        second = two[name] if name in two else zeros(num_two, one[name])
+        joined[name] = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), first, second)
+    return joined or None

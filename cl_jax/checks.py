@@ -137,6 +137,7 @@ def check_run(run: Run, data: Data, where: str) -> None:
         run.adapter.check(jax.eval_shape(model.init, jax.random.key(0), images))
         _check_methods(run, view, data)
         _check_proximal(run)
+        _check_with_adapter(run)
         program.state_bytes(run, data)  # traces what makes the first state, so that its own complaints come now
     except UserError as error:
         raise UserError(f"{where}: {error}") from error
@@ -171,6 +172,27 @@ def _check_methods(run: Run, view: View, data: Data) -> None:
             )
 
 
+def _check_with_adapter(run: Run) -> None:
+    """What a method says that it does, beside what the adapter allows."""
+    adapter = type(run.adapter).__name__
+    for name, method in run.methods.items():
+        if getattr(method, "moves_weights", False) and not _all_train(run):
+            raise UserError(
+                f"methods.{name} moves weights directly, which adapter {adapter} does not allow: use adapter Full()"
+            )
+        if getattr(method, "mixes_tasks", False) and run.adapter.build(run.stream.num_tasks).per_task:
+            raise UserError(
+                f"methods.{name} trains on examples of earlier tasks, which under adapter {adapter} have weights of "
+                f"their own: leave one of the two out"
+            )
+
+
+def _all_train(run: Run) -> bool:
+    """Whether the adapter lets a method move every weight that the model computes with."""
+    adapter = run.adapter.build(run.stream.num_tasks)
+    return adapter.identity and adapter.mask is Adapter().mask
+
+
 def _check_proximal(run: Run) -> None:
     proximal = [name for name, method in run.methods.items() if getattr(method, "proximal", False) is True]
     if not proximal:
@@ -181,8 +203,7 @@ def _check_proximal(run: Run) -> None:
             f"their sum: make all but one a penalty (proximal=False)"
         )
     (name,) = proximal
-    adapter = run.adapter.build()
-    if not adapter.identity or adapter.mask is not Adapter().mask:
+    if not _all_train(run):
         raise UserError(
             f"methods.{name}.proximal moves every weight directly, which adapter {type(run.adapter).__name__} does "
             f"not allow: use adapter Full(), or proximal=False"

@@ -18,7 +18,6 @@ from cl_jax import program
 from cl_jax.data import Data
 from cl_jax.devices import AXIS, by_member, mesh_of, on_each
 from cl_jax.experiment import Member
-from cl_jax.model import Params
 from cl_jax.program import World
 from cl_jax.tasks.stream import Curriculum
 from cl_jax.train import TrainState
@@ -46,7 +45,7 @@ class Wave(NamedTuple):
     places: np.ndarray  # int [real members], their places in the shard; the padding repeats the last one
     packing: Packing
     runs: Any  # Run, leaves float32 [wave]
-    plain: Any  # Run as `program.world_of` gives it, leaves float32 [wave]
+    plain: Any  # Run as `program.evaluation_of` gives it, leaves float32 [wave]
     seeds: jax.Array  # int32 [wave]
     curriculum: Curriculum
 
@@ -117,7 +116,7 @@ class Programs:
             places,
             packing,
             jax.device_put(stack(runs), put),
-            jax.device_put(stack([jax.tree.map(np.float32, program.world_of(run)) for run in runs]), put),
+            jax.device_put(stack([jax.tree.map(np.float32, program.evaluation_of(run)) for run in runs]), put),
             jax.device_put(np.array([members[i].seed for i in at], np.int32), put),
             jax.device_put(stack([worlds[i].curriculum for i in at]), put),
         )
@@ -149,12 +148,12 @@ class Programs:
             state = on_mesh(init.out_info, put)
             steps = self.lowered_steps(wave, state, data, num_steps)
             end_task = self._end_task.lower(about, state, data, number, packing=wave.packing)
-            effective = on_mesh(end_task.out_info[1], put)
+            shown = on_mesh(end_task.out_info[1], put)
         init.compile()
         steps.compile()
         end_task.compile()
         with self._lock:
-            self._row.lower((wave.plain, wave.curriculum), effective, data, number, packing=wave.packing).compile()
+            self._row.lower((wave.plain, wave.curriculum), shown, data, number, packing=wave.packing).compile()
 
     def compiled_steps(self, wave: Wave, state: Any, data: Data, num_steps: int) -> Any:
         """The program that `steps` runs, for a look at its memory and its text; `state`: arrays or shapes."""
@@ -165,23 +164,21 @@ class Programs:
         about, numbers = (wave.runs, wave.seeds, wave.curriculum), (np.int32(0), np.int32(0))
         return self._steps.lower(about, state, data, *numbers, num_steps=num_steps, packing=wave.packing)
 
-    def boundary(self, wave: Wave, state: TrainState, data: Data, task: int) -> tuple[TrainState, Params]:
-        """`end_task` without the evaluation: the state, and the parameters to evaluate."""
+    def boundary(self, wave: Wave, state: TrainState, data: Data, task: int) -> tuple[TrainState, Any]:
+        """`end_task` without the evaluation: the state, and what is evaluated."""
         about = (wave.runs, wave.seeds, wave.curriculum)
         return self._end_task(about, state, data, np.int32(task), packing=wave.packing)
 
-    def row_part(
-        self, wave: Wave, params: Params, after: int, data: Data, split: str, task: int, first: int
-    ) -> jax.Array:
+    def row_part(self, wave: Wave, shown: Any, after: int, data: Data, split: str, task: int, first: int) -> jax.Array:
         """Sums over one chunk of one task, as `cl_jax.evaluate.chunk_sums`: float32 [wave, metrics]."""
         numbers = (np.int32(after), np.int32(task), np.int32(first))
-        return self._row_part((wave.plain, wave.curriculum), params, data, *numbers, split=split, packing=wave.packing)
+        return self._row_part((wave.plain, wave.curriculum), shown, data, *numbers, split=split, packing=wave.packing)
 
     def end_task(self, wave: Wave, state: TrainState, data: Data, task: int) -> tuple[TrainState, jax.Array]:
         """The state after a boundary, and its evaluation: float32 [wave, splits, metrics, T]. Uses `state` up."""
-        state, params = self.boundary(wave, state, data, task)
+        state, shown = self.boundary(wave, state, data, task)
         with self._lock:
-            row = self._row((wave.plain, wave.curriculum), params, data, np.int32(task + 1), packing=wave.packing)
+            row = self._row((wave.plain, wave.curriculum), shown, data, np.int32(task + 1), packing=wave.packing)
         return state, row
 
 

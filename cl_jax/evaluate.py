@@ -1,5 +1,7 @@
 """One row of R: accuracy and loss on every task, past, present and future."""
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 
@@ -14,7 +16,12 @@ EVALUATED = ("validation", "test")
 
 
 def evaluate(
-    model: Model, params: Params, view: View, curriculum: Curriculum, data: Data, after: jax.Array
+    model: Model,
+    params_for: Callable[[jax.Array], Params],
+    view: View,
+    curriculum: Curriculum,
+    data: Data,
+    after: jax.Array,
 ) -> jax.Array:
     """Accuracy in [0, 1] and mean cross-entropy in nats on every task.
 
@@ -22,12 +29,13 @@ def evaluate(
     is that of an impossible label, reported as infinite.
 
     Args:
+        params_for: from the number of a task, int32 (), to the parameters that it is evaluated with.
         after: int32 (), number of tasks trained so far.
 
     Returns:
         float32 [splits (`EVALUATED`), metrics (`METRICS`), T].
     """
-    return jnp.stack([_split(model, params, view, curriculum, data, after, split) for split in EVALUATED])
+    return jnp.stack([_split(model, params_for, view, curriculum, data, after, split) for split in EVALUATED])
 
 
 def chunks(stream: Stream, data: Data, split: str) -> tuple[int, int]:
@@ -73,12 +81,20 @@ def chunk_sums(
 
 
 def _split(
-    model: Model, params: Params, view: View, curriculum: Curriculum, data: Data, after: jax.Array, split: str
+    model: Model,
+    params_for: Callable[[jax.Array], Params],
+    view: View,
+    curriculum: Curriculum,
+    data: Data,
+    after: jax.Array,
+    split: str,
 ) -> jax.Array:
     num_chunks, size = chunks(view.stream, data, split)
     segments = curriculum.segments[split]
 
     def one_task(task: jax.Array) -> jax.Array:
+        params = params_for(task)
+
         def add(sums: jax.Array, first: jax.Array) -> tuple[jax.Array, None]:
             return sums + chunk_sums(model, params, view, curriculum, data, after, task, first, split=split), None
 

@@ -26,5 +26,10 @@ def cross_entropy(logits: jax.Array, y: jax.Array, active: jax.Array | None = No
 
 def task_loss(model: Model, params: Params, batch: Batch) -> jax.Array:
     """sum_i weight_i * cross_entropy_i, a scalar; the mean over the batch when it has no weights."""
-    losses = cross_entropy(model.apply(params, batch.x), batch.y, batch.active)
+    return weighted_loss(model.apply(params, batch.x), batch)
+
+
+def weighted_loss(logits: jax.Array, batch: Batch) -> jax.Array:
+    """`task_loss` from the logits [B, C]."""
+    losses = cross_entropy(logits, batch.y, batch.active)
     return jnp.mean(losses) if batch.weight is None else jnp.sum(batch.weight * losses)

@@ -1,4 +1,4 @@
-"""A model is a pair of pure functions, with an optional third that makes its exact Fisher fast."""
+"""A model is a pair of pure functions; one more makes its exact Fisher fast, another is for training with dropout."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -24,11 +24,19 @@ class Model(NamedTuple):
                 bias [d], or of any shape that the output ends in: + bias, beside one of these or alone; then inputs
                     [B, ..., d].
             Layers missing from `inputs` take the general path. `None`: all of the model does.
+        train: `(key, params, x) -> logits`, where training steps compute something else than `apply` (dropout).
+            `None`: they do not.
     """
 
     init: Callable[[jax.Array, Any], Params]
     apply: Callable[[Params, Any], jax.Array]
     tap: Callable[[Params, dict[str, jax.Array], Any], tuple[jax.Array, dict[str, jax.Array]]] | None = None
+    train: Callable[[jax.Array, Params, Any], jax.Array] | None = None
+
+
+def training_logits(model: Model, key: jax.Array, params: Params, x: Any) -> jax.Array:
+    """The logits [B, C] that a training step sees."""
+    return model.apply(params, x) if model.train is None else model.train(key, params, x)
 
 
 def linen(module: Any) -> Model:

@@ -5,6 +5,7 @@ traced run, so a strength may be a tracer in its closure.
 """
 
 import dataclasses
+from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -28,6 +29,7 @@ from cl_jax.tasks.stream import (
     View,
     largest_task,
     make_curriculum,
+    old_outputs,
     render,
     sample_references,
     task_rows,
@@ -48,17 +50,23 @@ def make_learner(run: Run, data: Data, curriculum: Curriculum, present: jax.Arra
             view, curriculum.tables, data, reference, present, mask=run.training_mask, one_task=one_task
         )
 
+    head_size = view.stream.classes_per_task if view.scenario == "task" else view.num_outputs
     context = Context(
         model=model,
         render=show(False),
         render_task=show(True),
         num_outputs=view.num_outputs,
-        num_active=view.stream.classes_per_task if view.scenario == "task" else view.num_outputs,
+        num_active=head_size,
+        head_size=head_size,
+        old_outputs=old_outputs(view, present),
+        present=present,
+        num_tasks=view.stream.num_tasks,
+        steps=run.steps,
         batch_size=run.batch_size,
         largest_task=largest_task(view.stream, data, "train"),
     )
     methods = {name: method.build(context) for name, method in run.methods.items()}
-    return train.Learner(model, run.optimizer.build(), chain(**methods), run.adapter.build())
+    return train.Learner(model, run.optimizer.build(), chain(**methods), run.adapter.build(view.stream.num_tasks))
 
 
 class World(NamedTuple):
@@ -77,8 +85,19 @@ def world_of(run: Run) -> Run:
     )  # fmt: skip
 
 
+def evaluation_of(run: Run) -> Run:
+    """The run as `row` needs it: `world_of`, with the adapter where each task is evaluated with its own parameters."""
+    adapter = run.adapter if per_task(run) else Full()
+    return dataclasses.replace(world_of(run), adapter=adapter)
+
+
+def per_task(run: Run) -> bool:
+    """Whether each task has parameters of its own."""
+    return run.adapter.build(run.stream.num_tasks).per_task
+
+
 def make_world(run: Run, seed: jax.Array, data: Data) -> World:
-    """Draws a seed's tasks and initial weights, and evaluates these. `run` is of `world_of`."""
+    """Draws a seed's tasks and initial weights, and evaluates these, before any adapter. `run` is of `world_of`."""
     curriculum, params = drawn(run, seed, data)
     return World(curriculum, params, row(run, curriculum, params, data, jnp.zeros((), jnp.int32)))
 
@@ -194,8 +213,8 @@ def steps(
 
 def end_task(
     run: Run, seed: jax.Array, curriculum: Curriculum, state: train.TrainState, data: Data, task: jax.Array
-) -> tuple[train.TrainState, Params]:
-    """The boundary after a task: the state for the next one, and the parameters that the model now computes with."""
+) -> tuple[train.TrainState, Any]:
+    """The boundary after a task: the state for the next one, and what `row` evaluates."""
     key = jax.random.fold_in(stream_key(jax.random.key(seed), "boundary"), task)
     view = view_of(run, data)
     segments = curriculum.segments["train"]
@@ -203,20 +222,35 @@ def end_task(
     finished = Task(task, task_rows(segments, task, position), position < segments.size[task])
     learner = make_learner(run, data, curriculum, task)
     state = train.end_task(learner, key, state, finished, reset_optimizer=run.optimizer.reset)
-    return state, train.effective(learner, state)
+    if learner.adapter.per_task:
+        return state, (state.base, state.trainable)
+    return state, train.evaluated(learner, state, task)
 
 
-def row(run: Run, curriculum: Curriculum, params: Params, data: Data, after: jax.Array) -> jax.Array:
-    """Evaluation after `after` tasks: float32 [splits, metrics, T]. `run` is of `world_of`."""
+def row(run: Run, curriculum: Curriculum, shown: Any, data: Data, after: jax.Array) -> jax.Array:
+    """Evaluation after `after` tasks: float32 [splits, metrics, T].
+
+    Args:
+        run: of `evaluation_of`.
+        shown: parameters; where each task has its own, what the adapter makes them of: (base, trainable).
+    """
     view = view_of(run, data)
-    return evaluate(run.model.build(view.num_outputs), params, view, curriculum, data, after)
+    return evaluate(run.model.build(view.num_outputs), params_for(run, shown), view, curriculum, data, after)
 
 
 def row_part(
-    run: Run, curriculum: Curriculum, params: Params, data: Data, after: jax.Array, task: jax.Array, first: jax.Array,
+    run: Run, curriculum: Curriculum, shown: Any, data: Data, after: jax.Array, task: jax.Array, first: jax.Array,
     *, split: str,
 ) -> jax.Array:  # fmt: skip
     """The part of `row` that one chunk of one task is: sums, float32 [metrics]."""
     view = view_of(run, data)
     model = run.model.build(view.num_outputs)
-    return chunk_sums(model, params, view, curriculum, data, after, task, first, split=split)
+    return chunk_sums(model, params_for(run, shown)(task), view, curriculum, data, after, task, first, split=split)
+
+
+def params_for(run: Run, shown: Any) -> Callable[[jax.Array], Params]:
+    """From the number of a task to the parameters that it is evaluated with."""
+    adapter = run.adapter.build(run.stream.num_tasks)
+    if not adapter.per_task:
+        return lambda task: shown
+    return lambda task: adapter.effective(*shown, task)

@@ -4,17 +4,19 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from cl_jax.adapters.adapter import Adapter, Trainable
 from cl_jax.batch import Batch, Task
-from cl_jax.losses import task_loss
+from cl_jax.losses import weighted_loss
 from cl_jax.method import Method, State, StepInfo, stream_key
-from cl_jax.model import Model, Params
+from cl_jax.model import Model, Params, training_logits
 
 # Cross-entropy at chance is ln C; ten thousand nats can only be a diverging run, long before float32 overflows.
 LARGEST_LOSS = 1e4
 LARGEST_WEIGHT = 1e8  # no network of this kind computes anything with such a weight
+FIRST = np.int32(0)
 
 
 class Learner(NamedTuple):
@@ -56,14 +58,19 @@ def init(learner: Learner, key: jax.Array, batch: Batch, params: Params | None =
         base=base,
         trainable=trainable,
         optimizer=learner.optimizer.init(trainable),
-        method=learner.method.init(stream_key(key, "method"), learner.adapter.effective(base, trainable), batch),
+        method=learner.method.init(stream_key(key, "method"), learner.adapter.effective(base, trainable, FIRST), batch),
         diverged=jnp.zeros((), bool),
     )
 
 
-def effective(learner: Learner, state: TrainState) -> Params:
-    """The parameters that the model computes with."""
-    return learner.adapter.effective(state.base, state.trainable)
+def effective(learner: Learner, state: TrainState, task: jax.Array | int = 0) -> Params:
+    """The parameters that the model computes with in a task (0-based; few adapters have different ones)."""
+    return learner.adapter.effective(state.base, state.trainable, jnp.asarray(task, jnp.int32))
+
+
+def evaluated(learner: Learner, state: TrainState, task: jax.Array | int = 0) -> Params:
+    """The parameters that are evaluated: `effective`, unless a method puts others in their place."""
+    return learner.method.evaluated(state.method, effective(learner, state, task))
 
 
 def train_step(
@@ -76,8 +83,9 @@ def train_step(
 ) -> tuple[TrainState, StepMetrics]:
     """One step: mix in stored examples, descend on task loss + penalties, let the methods see what happened.
 
-    g = d/dtheta [task_loss(theta, batch) + penalty(theta)] at the effective parameters theta, changed by the methods'
-    projections, pulled back through the adapter; trainable += learning_rate * optimizer(g); then proximal steps. A
+    g = d/dtheta [task_loss(theta, batch) + loss(logits, batch) + penalty(theta)] at the effective parameters theta,
+    changed by the methods' projections, pulled back through the adapter; trainable += learning_rate * optimizer(g);
+    then proximal steps, and at last what methods rewrite. A
     step whose task loss is not finite or above `LARGEST_LOSS` nats changes nothing, and sets `diverged` for good.
 
     Args:
@@ -111,26 +119,33 @@ def advance(
     """
     method, adapter = learner.method, learner.adapter
     task = jnp.asarray(task, jnp.int32)
-    batch = method.draw(stream_key(key, "draw"), state.method, incoming)
-    params, pull_back = jax.vjp(lambda trainable: adapter.effective(state.base, trainable), state.trainable)
+    params, pull_back = jax.vjp(lambda trainable: adapter.effective(state.base, trainable, task), state.trainable)
+    batch = method.draw(stream_key(key, "draw"), state.method, params, incoming)
 
-    def losses(values: Params) -> tuple[jax.Array, jax.Array]:
-        return task_loss(learner.model, values, batch), method.penalty(state.method, values, batch)
+    def losses(values: Params) -> tuple[tuple[jax.Array, jax.Array], jax.Array]:
+        logits = training_logits(learner.model, stream_key(key, "model"), values, batch.x)
+        added = method.loss(state.method, logits, batch) + method.penalty(state.method, values, batch)
+        return (weighted_loss(logits, batch), added), logits
 
-    (loss, penalty), gradient_of = jax.vjp(losses, params)
+    (loss, penalty), gradient_of, logits = jax.vjp(losses, params, has_aux=True)
     one = jnp.ones_like(loss)
     (total,) = gradient_of((one, jnp.ones_like(penalty)))
     (task_gradient,) = gradient_of((one, jnp.zeros_like(penalty)))  # dropped by the compiler where nobody reads it
 
-    (gradient,) = pull_back(method.gradients(state.method, total, params))
+    projected = method.gradients(stream_key(key, "gradients"), state.method, total, params, batch)
+    (gradient,) = pull_back(projected)
     updates, optimizer_state = learner.optimizer.update(gradient, state.optimizer, state.trainable)
-    updates = adapter.mask(task, jax.tree.map(lambda update: learning_rate * update, updates))
+    updates = adapter.mask(state.base, task, jax.tree.map(lambda update: learning_rate * update, updates))
     trainable = optax.apply_updates(state.trainable, updates)
     if adapter.identity:
         trainable = method.proximal(state.method, trainable, jnp.asarray(learning_rate, jnp.float32))
 
-    info = StepInfo(incoming, batch, task_gradient, params, adapter.effective(state.base, trainable))
+    info = StepInfo(incoming, batch, task_gradient, params, adapter.effective(state.base, trainable, task), logits)
     method_state = method.after_step(stream_key(key, "after_step"), state.method, info)
+    if adapter.identity:
+        rewritten = method.rewrite(stream_key(key, "rewrite"), method_state, trainable)
+        method_state, trainable = rewritten.state, rewritten.params
+        optimizer_state = forgotten(learner.optimizer, optimizer_state, rewritten.forget)
     # Not the penalty: it may be large for good (strengths of 1e13 are swept, and Adam bears them), and where nobody
     # reads its value only its gradient is computed.
     diverged = state.diverged | ~(jnp.isfinite(loss) & (loss < LARGEST_LOSS))
@@ -145,10 +160,22 @@ def end_task(
     No later step shows what the last one did: a member that it left with a parameter that is not finite or above
     `LARGEST_WEIGHT` is flagged as diverged here, and nothing else changes.
     """
-    sound = [jnp.all(jnp.abs(leaf) < LARGEST_WEIGHT) for leaf in jax.tree.leaves(effective(learner, state))]
+    params = effective(learner, state, task.number)
+    sound = [jnp.all(jnp.abs(leaf) < LARGEST_WEIGHT) for leaf in jax.tree.leaves(params)]
     state = state._replace(diverged=state.diverged | ~jnp.all(jnp.stack(sound)))
-    method_state = learner.method.end_task(stream_key(key, "method"), state.method, effective(learner, state), task)
-    base, trainable = learner.adapter.end_task(stream_key(key, "adapter"), state.base, state.trainable)
+    method_state = learner.method.end_task(stream_key(key, "method"), state.method, params, task)
+    base, trainable = learner.adapter.end_task(stream_key(key, "adapter"), state.base, state.trainable, task.number)
+    if learner.adapter.identity:
+        trainable = learner.method.restart(stream_key(key, "restart"), method_state, trainable)
     optimizer_state = learner.optimizer.init(trainable) if reset_optimizer else state.optimizer
     new = TrainState(base, trainable, optimizer_state, method_state, state.diverged)
     return jax.tree.map(lambda old, fresh: jnp.where(state.diverged, old, fresh), state, new)
+
+
+def forgotten(optimizer: optax.GradientTransformation, state: Any, where: Params | None) -> Any:
+    """The optimizer's state with zeros (no moment, no momentum) for the weights where `where` (bool) holds."""
+    if where is None:
+        return state
+    return optax.tree_utils.tree_map_params(
+        optimizer, lambda leaf, anew: jnp.where(anew, jnp.zeros_like(leaf), leaf), state, where
+    )

@@ -16,6 +16,7 @@ from cl_jax.errors import UserError
 from cl_jax.models.mlp import mlp
 
 KEY = jax.random.key(0)
+TASK = jnp.int32(0)
 MODEL = mlp((6,), 3)
 BATCH = Batch(jax.random.normal(KEY, (8, 5)), jnp.arange(8, dtype=jnp.int32) % 3)
 PARAMS = MODEL.init(jax.random.key(1), BATCH.x)
@@ -39,7 +40,7 @@ def by_hand(params, factors, scale):
 @pytest.mark.parametrize("first_task", ["lora", "full"])
 def test_lora_is_bitwise_a_no_op_at_the_start(first_task):
     adapter = lora(2, 8.0, first_task=first_task)
-    chex.assert_trees_all_equal(adapter.effective(*adapter.init(KEY, PARAMS)), PARAMS)
+    chex.assert_trees_all_equal(adapter.effective(*adapter.init(KEY, PARAMS), TASK), PARAMS)
     assert not adapter.identity
 
 
@@ -50,7 +51,7 @@ def test_lora_is_base_plus_scaled_product(alpha, first_task):
     base, trainable = adapter.init(KEY, PARAMS)
     moved = trainable._replace(factors=shifted(trainable.factors))
     chex.assert_trees_all_close(
-        adapter.effective(base, moved), by_hand(PARAMS, moved.factors, float(alpha) / 2), **ROUNDING
+        adapter.effective(base, moved, TASK), by_hand(PARAMS, moved.factors, float(alpha) / 2), **ROUNDING
     )
 
 
@@ -73,8 +74,8 @@ def test_lora_merge_keeps_the_function_and_starts_anew(first_task):
     adapter = lora(2, 8.0, merge=True, first_task=first_task)
     base, trainable = adapter.init(KEY, PARAMS)
     moved = trainable._replace(factors=shifted(trainable.factors))
-    merged_base, merged = adapter.end_task(jax.random.key(2), base, moved)
-    before, after = adapter.effective(base, moved), adapter.effective(merged_base, merged)
+    merged_base, merged = adapter.end_task(jax.random.key(2), base, moved, TASK)
+    before, after = adapter.effective(base, moved, TASK), adapter.effective(merged_base, merged, TASK)
     chex.assert_trees_all_equal(after, before)
     assert all(not pair["b"].any() for pair in merged.factors.values())
     old, new = (factors["dense_0/kernel"]["a"] for factors in (trainable.factors, merged.factors))
@@ -153,8 +154,8 @@ def test_configs_build_what_they_say():
     base, trainable = adapter.init(KEY, PARAMS)
     moved = trainable._replace(factors=shifted(trainable.factors))
     assert trainable.factors["dense_0/kernel"]["a"].shape == (5, 3) and set(trainable.factors) == {"dense_0/kernel"}
-    chex.assert_trees_all_close(adapter.effective(base, moved), by_hand(PARAMS, moved.factors, 2.0), **ROUNDING)
-    chex.assert_trees_all_equal(Full().build().effective(*Full().build().init(KEY, PARAMS)), PARAMS)
+    chex.assert_trees_all_close(adapter.effective(base, moved, TASK), by_hand(PARAMS, moved.factors, 2.0), **ROUNDING)
+    chex.assert_trees_all_equal(Full().build().effective(*Full().build().init(KEY, PARAMS), TASK), PARAMS)
 
 
 def test_mistakes_are_told():

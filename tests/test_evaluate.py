@@ -35,7 +35,7 @@ def test_row_is_the_loop(name: str, scenario: str, after: int, data: Data, monke
     curriculum = make_curriculum(jax.random.key(3), stream, data)
     model = mlp((9,), view.num_outputs)
     params = model.init(jax.random.key(1), jnp.zeros((1, 64)))
-    found = np.asarray(evaluate.evaluate(model, params, view, curriculum, data, jnp.int32(after)))
+    found = np.asarray(evaluate.evaluate(model, lambda task: params, view, curriculum, data, jnp.int32(after)))
     assert found.shape == (2, 2, 5)
 
     images, labels = np.asarray(data.images), np.asarray(data.labels)
@@ -74,5 +74,7 @@ def test_parameters_that_are_not_finite_are_never_right(data: Data) -> None:
     model = mlp((9,), 2)
     params = jax.tree.map(lambda leaf: leaf * jnp.nan, model.init(jax.random.key(1), jnp.zeros((1, 64))))
     curriculum = make_curriculum(jax.random.key(3), stream, data)
-    row = np.asarray(evaluate.evaluate(model, params, View(stream, "domain"), curriculum, data, jnp.int32(1)))
+    row = np.asarray(
+        evaluate.evaluate(model, lambda task: params, View(stream, "domain"), curriculum, data, jnp.int32(1))
+    )
     assert (row[:, 0] == 0).all() and np.isnan(row[:, 1]).all()

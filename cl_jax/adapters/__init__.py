@@ -13,7 +13,7 @@ from cl_jax.model import Params
 class Full:
     """Every parameter trains: full fine-tuning."""
 
-    def build(self) -> Adapter:
+    def build(self, num_tasks: int = 1) -> Adapter:
         return Adapter()
 
     def check(self, params: Params) -> None:

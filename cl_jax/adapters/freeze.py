@@ -21,7 +21,7 @@ def freeze(pattern: str, from_task: int = 1) -> Adapter:
         from_task: the first task in which they are frozen.
     """
 
-    def mask(task: jax.Array, updates: Trainable) -> Trainable:
+    def mask(base: Params, task: jax.Array, updates: Trainable) -> Trainable:
         def one(path: tuple, update: jax.Array) -> jax.Array:
             frozen = re.search(pattern, path_name(path)) is not None
             return jnp.where(task >= from_task, jnp.zeros_like(update), update) if frozen else update
@@ -38,7 +38,7 @@ class Freeze:
     pattern: str = static("dense_0/")
     from_task: int = static(1, low=0)
 
-    def build(self) -> Adapter:
+    def build(self, num_tasks: int = 1) -> Adapter:
         return freeze(self.pattern, self.from_task)
 
     def check(self, params: Params) -> None:

@@ -64,20 +64,20 @@ def lora(
         made = factors(key, params)
         return ((), LoraState(params, made)) if first_task == "full" else (params, LoraState((), made))
 
-    def effective(base: Params, trainable: Trainable) -> Params:
+    def effective(base: Params, trainable: Trainable, task: jax.Array) -> Params:
         return add(trainable.first if first_task == "full" else base, trainable.factors)
 
-    def mask(task: jax.Array, updates: Trainable) -> Trainable:
+    def mask(base: Params, task: jax.Array, updates: Trainable) -> Trainable:
         if first_task != "full":
             return updates
         first = jax.tree.map(lambda u: jnp.where(task > 0, jnp.zeros_like(u), u), updates.first)
         later = jax.tree.map(lambda u: jnp.where(task > 0, u, jnp.zeros_like(u)), updates.factors)
         return LoraState(first, later)
 
-    def end_task(key: jax.Array, base: Params, trainable: Trainable) -> tuple[Params, Trainable]:
+    def end_task(key: jax.Array, base: Params, trainable: Trainable, task: jax.Array) -> tuple[Params, Trainable]:
         if not merge:
             return base, trainable
-        merged = effective(base, trainable)
+        merged = effective(base, trainable, task)
         fresh = factors(key, merged)
         return ((), LoraState(merged, fresh)) if first_task == "full" else (merged, LoraState((), fresh))
 
@@ -94,7 +94,7 @@ class Lora:
     merge: bool = static(False)
     first_task: str = static("full", choices=("full", "lora"))
 
-    def build(self) -> Adapter:
+    def build(self, num_tasks: int = 1) -> Adapter:
         return lora(self.rank, self.alpha, self.targets, merge=self.merge, first_task=self.first_task)
 
     def check(self, params: Params) -> None:

@@ -3,17 +3,24 @@
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import jax
+
 from cl_jax.batch import Batch
 from cl_jax.model import Model
 
 
 class Context(NamedTuple):
-    """Static but for what `render` closes over."""
+    """Static but for `present`, `old_outputs` and what `render` closes over."""
 
     model: Model
     render: Callable[[Any], Batch]  # references [B] -> batch, rows of any task
     render_task: Callable[[Any], Batch]  # the same for rows that are all of one task: faster
     num_outputs: int
     num_active: int  # the most outputs that compete for one example
+    head_size: int  # outputs that share a softmax: those of one task (task-incremental), else all
+    old_outputs: jax.Array  # bool [num_outputs], of tasks before the present one; domain-incremental: all after task 1
+    present: jax.Array  # int32 (), the task in training, from 0
+    num_tasks: int
+    steps: int  # a task
     batch_size: int  # of incoming examples a step
     largest_task: int  # the most training rows that one task can have

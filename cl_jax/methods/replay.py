@@ -1,14 +1,14 @@
 """Experience replay: every step also trains on examples kept from the past."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from cl_jax import buffer as buffers
 from cl_jax import errors
-from cl_jax.batch import Batch, Task
+from cl_jax.batch import Batch, Task, join
 from cl_jax.config import config, static
 from cl_jax.method import Method, StepInfo
 from cl_jax.methods.context import Context
@@ -94,10 +94,10 @@ def replay(
         empty = buffers.init(jax.eval_shape(store, batch), capacity, policy, num_classes)
         return ReplayState(empty, jnp.zeros((), jnp.int32))
 
-    def draw(key: jax.Array, state: ReplayState, batch: Batch) -> Batch:
+    def draw(key: jax.Array, state: ReplayState, params: Params, batch: Batch) -> Batch:
         items, valid = buffers.sample(key, state.buffer, batch_size or batch.y.shape[0])
         weight = _weights(weighting, batch, valid, state.tasks_finished + 1)
-        return _join(batch, load(items))._replace(weight=weight)
+        return join(batch, load(items))._replace(weight=weight)
 
     def after_step(key: jax.Array, state: ReplayState, info: StepInfo) -> ReplayState:
         if insert != "step":
@@ -145,25 +145,11 @@ def _weights(weighting: str, batch: Batch, valid: jax.Array, num_tasks: jax.Arra
     return jnp.concatenate([incoming * current, each])
 
 
-def _join(incoming: Batch, stored: Batch) -> Batch:
-    """The rows of both, incoming first, without weights."""
-
-    def concatenate(name: str) -> Any:
-        one, two = getattr(incoming, name), getattr(stored, name)
-        if (one is None) != (two is None):
-            has, lacks = ("replayed", "incoming") if one is None else ("incoming", "replayed")
-            raise errors.UserError(
-                f"the {has} examples have `{name}` and the {lacks} ones do not: let `store` keep and `load` return "
-                f"`{name}` exactly when the incoming batches have it"
-            )
-        return jax.tree.map(lambda a, b: jnp.concatenate([a, b]), one, two)
-
-    return Batch(concatenate("x"), concatenate("y"), concatenate("active"), None, concatenate("reference"))
-
-
 @config
 class Replay:
     """See `replay`. The replayed batch is `ratio` times as large as the incoming one."""
+
+    mixes_tasks: ClassVar[bool] = True
 
     capacity: int = static(200, low=1)
     policy: str = static("reservoir", choices=buffers.POLICIES)

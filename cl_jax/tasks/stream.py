@@ -187,6 +187,13 @@ def active_outputs(view: View, task: jax.Array, present: jax.Array, mask: str) -
     return seen if mask == "seen" else jnp.where(task[:, None] == present, own, seen)
 
 
+def old_outputs(view: View, present: jax.Array) -> jax.Array:
+    """bool [C]: the outputs of tasks before `present`; domain-incremental tasks share all, from the second on."""
+    if view.scenario == "domain":
+        return jnp.broadcast_to(present > 0, (view.num_outputs,))
+    return jnp.arange(view.num_outputs, dtype=jnp.int32) // view.stream.classes_per_task < present
+
+
 def render(
     view: View, tables: Tables, data: Data, reference: Reference, present: jax.Array, *, mask: str, one_task: bool
 ) -> Batch:

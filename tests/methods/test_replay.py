@@ -16,6 +16,7 @@ from cl_jax.methods.replay import INSERTIONS, WEIGHTINGS, replay
 from cl_jax.model import Model
 
 KEY = jax.random.key(0)
+LOGITS = jnp.zeros((0, 3))  # nothing that replay looks at
 MODEL = Model(
     init=lambda key, x: {"kernel": jax.random.normal(key, (x.shape[1], 3)), "bias": jnp.ones((1, 3))},
     apply=lambda params, x: x @ params["kernel"] + params["bias"],
@@ -71,7 +72,7 @@ class Gradient(NamedTuple):
 
 def info_of(batch: Batch) -> StepInfo:
     wrong = jax.tree.map(lambda leaf: leaf[::-1] * 0, batch)  # what was trained on is not what is stored
-    return StepInfo(batch, wrong, Gradient(), Gradient(), Gradient())
+    return StepInfo(batch, wrong, Gradient(), Gradient(), Gradient(), LOGITS)
 
 
 @pytest.mark.parametrize(
@@ -89,7 +90,7 @@ def test_weights_by_hand(weighting, finished, current, each_replayed):
     method = compiled(replay(8, batch_size=2, weighting=weighting))
     batch = examples([10, 11, 12, 13])
     state = started(method, batch, inserted=examples([1, 2, 3, 4]), finished=finished)
-    drawn = method.draw(KEY, state, batch)
+    drawn = method.draw(KEY, state, None, batch)
     np.testing.assert_allclose(drawn.weight, [current] * 4 + [each_replayed] * 2, rtol=ROUNDING)
     assert drawn.weight.dtype == jnp.float32
     np.testing.assert_array_equal(drawn.x[:4], batch.x)
@@ -112,7 +113,7 @@ def test_weights_of_a_weighted_batch(weighting, expected):
     method = compiled(replay(8, batch_size=2, weighting=weighting))
     batch = examples([10, 11, 12])._replace(weight=jnp.array([0.5, 0.5, 0.0]))
     state = started(method, batch, inserted=examples([1, 2, 3]), finished=1)
-    np.testing.assert_allclose(method.draw(KEY, state, batch).weight, expected, rtol=ROUNDING)
+    np.testing.assert_allclose(method.draw(KEY, state, None, batch).weight, expected, rtol=ROUNDING)
 
 
 @pytest.mark.parametrize("weighting", WEIGHTINGS)
@@ -123,7 +124,7 @@ def test_an_empty_buffer_is_fine_tuning(weighting, weighted):
     if weighted:
         batch = batch._replace(weight=jnp.array([0.1, 0.2, 0.3, 0.4]))
     state = started(method, batch, finished=2)
-    drawn = method.draw(KEY, state, batch)
+    drawn = method.draw(KEY, state, None, batch)
     assert drawn.y.shape == (10,)
     assert np.isfinite(drawn.x).all()
     assert not drawn.weight[4:].any()
@@ -190,7 +191,7 @@ def test_references_are_rendered_when_drawn(policy, insert):
     if policy == "class_balanced":
         assert state.buffer.seen.tolist() == [4, 1, 0]
         assert int(state.buffer.occupied.sum()) == 4
-    drawn = method.draw(KEY, state, incoming)
+    drawn = method.draw(KEY, state, None, incoming)
     again = render(drawn.reference)
     chex.assert_trees_all_equal((drawn.x, drawn.y), (again.x, again.y))
     assert set(drawn.reference.row[3:].tolist()) <= {3, 6, 9, 12, 1}
@@ -214,7 +215,7 @@ def test_task_items_of_a_users_own():
 def test_capacity_one():
     method = compiled(replay(1, batch_size=1))
     state = started(method, examples([0]), inserted=examples([4]))
-    drawn = method.draw(KEY, state, examples([10, 11]))
+    drawn = method.draw(KEY, state, None, examples([10, 11]))
     assert drawn.x[:, 2].tolist() == [10, 11, 4]
 
 
@@ -232,10 +233,10 @@ def test_a_run_is_stable_batched_and_reproducible(insert, weighting):
         def step(carry, key):
             params, state = carry
             key_draw, key_after = jax.random.split(key)
-            batch = method.draw(key_draw, state, sample)
+            batch = method.draw(key_draw, state, params, sample)
             loss, gradient = jax.value_and_grad(lambda p: task_loss(MODEL, p, batch))(params)
             after = jax.tree.map(lambda p, g: p - 0.1 * g, params, gradient)
-            state = method.after_step(key_after, state, StepInfo(sample, batch, gradient, params, after))
+            state = method.after_step(key_after, state, StepInfo(sample, batch, gradient, params, after, LOGITS))
             return (after, state), loss
 
         (params, state), losses = jax.lax.scan(step, (params, state), jax.random.split(key_steps, 4))
@@ -260,10 +261,10 @@ def test_a_training_step_does_not_copy_the_buffer():
 
     def step(params, state, key):
         key_draw, key_after = jax.random.split(key)
-        drawn = method.draw(key_draw, state, batch)
+        drawn = method.draw(key_draw, state, params, batch)
         gradient = jax.grad(lambda p: task_loss(MODEL, p, drawn))(params)
         after = jax.tree.map(lambda p, g: p - 0.1 * g, params, gradient)
-        return after, method.after_step(key_after, state, StepInfo(batch, drawn, gradient, params, after))
+        return after, method.after_step(key_after, state, StepInfo(batch, drawn, gradient, params, after, LOGITS))
 
     analysis = jax.jit(step, donate_argnums=(0, 1)).lower(params, state, KEY).compile().memory_analysis()
     if analysis is None:
@@ -276,9 +277,9 @@ def test_examples_that_do_not_fit_together():
     method = compiled(replay(4))
     state = started(method, examples([0]), inserted=examples([1]))
     with pytest.raises(UserError, match=r"incoming examples have `active` and the replayed ones do not"):
-        method.draw(KEY, state, examples([1, 2], True))
+        method.draw(KEY, state, None, examples([1, 2], True))
     with pytest.raises(UserError, match=r"incoming examples have `reference` and the replayed"):
-        method.draw(KEY, state, render(references([1, 2])))
+        method.draw(KEY, state, None, render(references([1, 2])))
 
 
 @pytest.mark.parametrize(
