@@ -4,7 +4,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
 from cl_jax.adapters.adapter import Adapter, Trainable
@@ -16,7 +15,6 @@ from cl_jax.model import Model, Params, training_logits
 # Cross-entropy at chance is ln C; ten thousand nats can only be a diverging run, long before float32 overflows.
 LARGEST_LOSS = 1e4
 LARGEST_WEIGHT = 1e8  # no network of this kind computes anything with such a weight
-FIRST = np.int32(0)
 
 
 class Learner(NamedTuple):
@@ -54,11 +52,12 @@ def init(learner: Learner, key: jax.Array, batch: Batch, params: Params | None =
     if params is None:
         params = learner.model.init(stream_key(key, "model"), batch.x)
     base, trainable = learner.adapter.init(stream_key(key, "adapter"), params)
+    start = learner.adapter.effective(base, trainable, jnp.zeros((), jnp.int32))
     return TrainState(
         base=base,
         trainable=trainable,
         optimizer=learner.optimizer.init(trainable),
-        method=learner.method.init(stream_key(key, "method"), learner.adapter.effective(base, trainable, FIRST), batch),
+        method=learner.method.init(stream_key(key, "method"), start, batch),
         diverged=jnp.zeros((), bool),
     )
 

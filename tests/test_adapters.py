@@ -82,7 +82,7 @@ def test_lora_merge_keeps_the_function_and_starts_anew(first_task):
     assert np.all(np.asarray(old) != np.asarray(new))
     chex.assert_trees_all_equal_shapes_and_dtypes((merged_base, merged), (base, trainable))
     kept = lora(2, 8.0, first_task=first_task)
-    chex.assert_trees_all_equal(kept.end_task(KEY, base, moved), (base, moved))
+    chex.assert_trees_all_equal(kept.end_task(KEY, base, moved, TASK), (base, moved))
 
 
 def two_tasks(adapter, steps=3):

@@ -129,7 +129,7 @@ def test_methods_see_the_task_loss_alone_and_the_step():
     spy = Method(
         init=lambda key, params, batch: {"info": None, "gradient": params, "before": params, "after": params},
         penalty=lambda state, params, batch: 5.0 * jnp.sum(params["dense_0"]["bias"]),
-        gradients=lambda state, values, params: jax.tree.map(lambda leaf: 2.0 * leaf, values),
+        gradients=lambda key, state, values, params, batch: jax.tree.map(lambda leaf: 2.0 * leaf, values),
         after_step=lambda key, state, info: {
             **state,
             "gradient": info.gradient,
