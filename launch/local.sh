@@ -67,7 +67,7 @@ hold() {
   printf '%s' "$$" >"$held/pid"; uname -n >"$held/host"
 }
 
-imported="jax, optax, orbax.checkpoint, sklearn.datasets, pyarrow.parquet, tyro, rich.progress, matplotlib.pyplot"
+imported="jax, optax, orbax.checkpoint, pyarrow.parquet, tyro, rich.progress, matplotlib.pyplot"
 
 # run: what experiments need. dev: also what tests and lint need. A stamp is written last: without the right one for
 # `run`, whatever is in .venv is made anew.
