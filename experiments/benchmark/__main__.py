@@ -86,6 +86,8 @@ def run(options: Options, words: Sequence[str]) -> list[Row]:
         todo += [step for name in names for step in SECTIONS[name](bench)]
         for measured in progress(todo):
             rows += measured
+            write_table(options.out, rows)
+            jax.clear_caches()  # hundreds of compiled programs use up the memory maps that Linux gives a process
     finally:
         kept.cleanup()
         if torch is not None:
