@@ -16,6 +16,7 @@ import numpy as np
 from cl_jax.devices import cores
 
 FEWEST_ROUNDS = 3
+PAUSE = 0.03  # seconds before each turn: the threads of the one before go on spinning, waiting for more work
 
 
 class Spread(NamedTuple):
@@ -106,11 +107,12 @@ def race(warmed: Sequence[Warm], *, rounds: int, seconds: float) -> dict[str, Ti
         rounds: how many at most; the least is `FEWEST_ROUNDS`.
         seconds: that the rounds should take in all, judged by the warm-up.
     """
-    once = sum(one.second for one in warmed)
+    once = sum(one.second + PAUSE for one in warmed)
     count = max(FEWEST_ROUNDS, min(rounds, int(seconds / once)))
     taken: dict[str, list[float]] = {one.contestant.name: [] for one in warmed}
     for _ in range(count):
         for one in warmed:
+            time.sleep(PAUSE)
             taken[one.contestant.name].append(one.contestant.run() / one.contestant.units)
     return {name: Timing(tuple(seconds)) for name, seconds in taken.items()}
 
