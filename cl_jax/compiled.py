@@ -16,7 +16,7 @@ from jax.sharding import Mesh, PartitionSpec
 
 from cl_jax import program
 from cl_jax.data import Data
-from cl_jax.devices import AXIS, by_member, mesh_of, on_each
+from cl_jax.devices import AXIS, by_member, crowded, mesh_of, on_each
 from cl_jax.experiment import Member
 from cl_jax.program import World
 from cl_jax.tasks.stream import Curriculum
@@ -80,6 +80,12 @@ class Programs:
         self._end_task = compiled("end_task", over_members(program.end_task), donate_argnums=1)
         self._row = compiled("row", over_members(program.row))
         self._row_part = compiled("row_part", over_members(program.row_part))
+
+    def make_room(self) -> None:
+        """Drops all compiled programs where they have become too many; what is needed again comes from the cache."""
+        if crowded():
+            with self.busy, self._tracing, self._lock:
+                jax.clear_caches()
 
     def packing(self, num_members: int, width: int) -> Packing:
         """As many devices as the members fill."""

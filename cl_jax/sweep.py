@@ -114,6 +114,7 @@ def _run(
             finish(shard)
     finally:
         checkpoints.close()
+        programs.make_room()
 
 
 def _one_task(

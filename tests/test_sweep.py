@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cl_jax import plan, program, sources, sweep, waves
+from cl_jax import compiled, devices, plan, program, sources, sweep, waves
 from cl_jax.compiled import Programs
 from cl_jax.config import replace
 from cl_jax.data import Data, split_source
@@ -227,3 +227,29 @@ def test_state_bytes_and_width() -> None:
         and plan.choose_width(7, 8, 2) == 4
         and plan.choose_width(3, 64, 8) == 1
     )
+
+
+def test_programs_are_dropped_where_they_are_too_many(
+    finished: tuple[list[plan.Shard], list[str]], data: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Compiled again they give the same bits."""
+    everyone, traced = records(finished[0]), []
+    programs = Programs(traced.append, jax.devices()[:1])
+    monkeypatch.setattr(compiled, "crowded", lambda: len(traced) > 0)
+    entry = entries_of("ewc + replay", BOTH)[0]
+    for seeds in (1, 2):
+        shards = shards_of(tmp_path / str(seeds), (entry,), seeds)
+        for shard in shards:
+            sweep.run_shard(shard, data, Silent(), programs)
+        for member, record in records(shards).items():
+            np.testing.assert_array_equal(record, everyone[member])
+    assert traced.count("steps") == 2
+
+
+def test_crowded(tmp_path: Path) -> None:
+    maps, most = tmp_path / "maps", tmp_path / "most"
+    most.write_text("10\n")
+    for lines, expected in ((5, False), (6, True)):
+        maps.write_text("a map\n" * lines)
+        assert devices.crowded(maps, most) is expected
+    assert not devices.crowded(tmp_path / "absent", most)
