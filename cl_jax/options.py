@@ -100,7 +100,7 @@ Examples:
   cl-jax run experiments/quickstart
   cl-jax run experiments/quickstart --data tfds:mnist --seeds 3 --out runs/mnist
   cl-jax run experiments/quickstart --from runs/mine:2:finetune --out runs/from-task-2
-  cl-jax run experiments/quickstart --from runs/mine:2:ewc,methods.ewc.strength=10 --out runs/from-ewc
+  cl-jax run experiments/quickstart --from runs/mine:2:ewc,methods.ewc.strength=10 --out runs/ewc
 """,
     "plan": """Show what `run` would do, and do none of it.
 

@@ -105,9 +105,9 @@ def race(warmed: Sequence[Warm], *, rounds: int, seconds: float) -> dict[str, Ti
 
     Args:
         rounds: how many at most; the least is `FEWEST_ROUNDS`.
-        seconds: that the rounds should take in all, judged by the warm-up.
+        seconds: that the rounds should take in all less the pauses, judged by the warm-up.
     """
-    once = sum(one.second + PAUSE for one in warmed)
+    once = sum(one.second for one in warmed)
     count = max(FEWEST_ROUNDS, min(rounds, int(seconds / once)))
     taken: dict[str, list[float]] = {one.contestant.name: [] for one in warmed}
     for _ in range(count):
