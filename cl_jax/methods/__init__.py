@@ -4,6 +4,7 @@ from typing import Any
 
 from cl_jax.methods.ewc import Ewc
 from cl_jax.methods.l2 import L2
+from cl_jax.methods.mas import Mas
 from cl_jax.methods.replay import Replay
 from cl_jax.methods.si import Si
 
@@ -11,5 +12,6 @@ METHODS: dict[str, Any] = {
     "l2": L2,
     "ewc": Ewc,
     "si": Si,
+    "mas": Mas,
     "replay": Replay,
 }
