@@ -6,6 +6,7 @@ from cl_jax.methods.ewc import Ewc
 from cl_jax.methods.l2 import L2
 from cl_jax.methods.mas import Mas
 from cl_jax.methods.replay import Replay
+from cl_jax.methods.rwalk import Rwalk
 from cl_jax.methods.si import Si
 
 METHODS: dict[str, Any] = {
@@ -13,5 +14,6 @@ METHODS: dict[str, Any] = {
     "ewc": Ewc,
     "si": Si,
     "mas": Mas,
+    "rwalk": Rwalk,
     "replay": Replay,
 }
