@@ -139,6 +139,7 @@ def test_a_task_without_examples_adds_nothing():
         again = end(state, optima()[1], Task(jnp.int32(1), batch, jnp.zeros(NUM, bool)))
         theta = moved(optima()[1])
         now, then = (method.penalty(one, theta, data()) for one in (again, state))
+        assert then > 0
         np.testing.assert_allclose(now, then, rtol=1e-6)
 
 
