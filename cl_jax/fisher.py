@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from cl_jax.batch import Batch
 from cl_jax.errors import unknown
-from cl_jax.layer_gradients import chunk_sizes, square, squared_gradients, untapped
+from cl_jax.layer_gradients import Magnitude, chunk_sizes, gradient_magnitudes, square, untapped
 from cl_jax.losses import log_probabilities, task_loss
 from cl_jax.model import Model, Params
 from cl_jax.per_example import (
@@ -87,7 +87,7 @@ def diagonal_fisher(
 
     def per_example(batch: Batch, index_B: jax.Array, weight_B: jax.Array) -> tuple[Params, jax.Array]:
         cotangents = weighted_cotangents(key, index_B, batch, weight_B, kind, samples, num_active)
-        return _squared(model, params, batch, cotangents), jnp.sum(weight_B)
+        return sum_of_magnitudes(model, params, batch, cotangents), jnp.sum(weight_B)
 
     one_chunk, size = (batched, batch_size) if kind == "batched" else (per_example, chunk)
     sizes = chunk_sizes(model, params, examples, render) if size is None else {"default": size}
@@ -95,20 +95,33 @@ def diagonal_fisher(
     return mean_over_examples(one_chunk, start, examples, valid, sizes, render)
 
 
-def _squared(model: Model, params: Params, batch: Batch, cotangents: Cotangents) -> Params:
+def sum_of_magnitudes(
+    model: Model, params: Params, batch: Batch, cotangents: Cotangents, magnitude: Magnitude = square
+) -> Params:
+    """sum_i sum_s w_is magnitude(gradient of v_is . logits(x_i)), elementwise, of any model: float32, like params.
+
+    Args:
+        batch: B examples; its labels and weights do not count.
+        cotangents: gives v [S, B, C] and w [S, B].
+        magnitude: `cl_jax.layer_gradients.square` or `absolute`.
+    """
     if model.tap is None:
-        return _squared_whole(model.apply, params, batch, cotangents)
-    found = squared_gradients(model, params, batch, cotangents)
+        return _whole(model.apply, params, batch, cotangents, magnitude)
+    found = gradient_magnitudes(model, params, batch, cotangents, magnitude)
     rest = untapped(params, found)
     if rest:
-        found |= _squared_whole(lambda p, x: model.apply({**params, **p}, x), rest, batch, cotangents)
+        found |= _whole(lambda p, x: model.apply({**params, **p}, x), rest, batch, cotangents, magnitude)
     return {name: found[name] for name in params}
 
 
-def _squared_whole(
-    apply: Callable[[Params, Any], jax.Array], params: Params, batch: Batch, cotangents: Cotangents
+def _whole(
+    apply: Callable[[Params, Any], jax.Array],
+    params: Params,
+    batch: Batch,
+    cotangents: Cotangents,
+    magnitude: Magnitude,
 ) -> Params:
-    """Any model: each example's whole gradient is formed, and only then squared and summed."""
+    """Any model: each example's whole gradient is formed, and only then its magnitudes are summed."""
 
     def along(p: Params, x: Any, v_C: jax.Array) -> jax.Array:
         logits_C = apply(p, jax.tree.map(lambda leaf: leaf[None], x))[0]
@@ -117,7 +130,7 @@ def _squared_whole(
     def one(total: Params, item: tuple[jax.Array, jax.Array]) -> tuple[Params, None]:
         v_BxC, weight_B = item
         each = jax.vmap(jax.grad(along), in_axes=(None, 0, 0))(params, batch.x, v_BxC)
-        return jax.tree.map(lambda t, g: t + jnp.tensordot(weight_B, square(g), axes=1), total, each), None
+        return jax.tree.map(lambda t, g: t + jnp.tensordot(weight_B, magnitude(g), axes=1), total, each), None
 
     log_p_BxC = log_probabilities(apply(params, batch.x), batch.active)
     start = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, jnp.float32), params)

@@ -13,6 +13,7 @@ from jax import lax
 
 from cl_jax.batch import Batch
 from cl_jax.errors import UserError
+from cl_jax.shuffle import shuffled_index
 
 LABELS = ("exact", "sampled", "empirical", "argmax")
 # What a chunk may take, by platform. On a CPU it should stay near the cores; elsewhere it should fill the device, and
@@ -37,6 +38,21 @@ def sizes_for(bytes_per_example: int) -> dict[str, int]:
         platform: max(1, min(LARGEST_CHUNK, budget // max(bytes_per_example, 1)))
         for platform, budget in CHUNK_BYTES.items()
     }
+
+
+def subset(key: jax.Array, examples: Any, valid: jax.Array, num: int | None) -> tuple[Any, jax.Array]:
+    """`num` of the valid examples, drawn without replacement, and which of the rows are valid; None: all, as they are.
+
+    Args:
+        examples: pytree of arrays [N, ...], the valid rows first.
+        valid: bool [N].
+    """
+    if num is None or num >= valid.shape[0]:
+        return examples, valid
+    count = jnp.maximum(jnp.sum(valid, dtype=jnp.int32), 1)
+    position = jnp.arange(num, dtype=jnp.int32)
+    rows = shuffled_index(key, jnp.zeros_like(position), position % count, count)
+    return jax.tree.map(lambda leaf: leaf[rows], examples), valid[rows] & (position < count)
 
 
 def mean_over_examples(

@@ -18,7 +18,11 @@ from cl_jax.batch import Batch, Task
 from cl_jax.method import Method, chain, stream_key
 from cl_jax.methods.ewc import ewc
 from cl_jax.methods.l2 import l2
+from cl_jax.methods.laplace import laplace
+from cl_jax.methods.mas import mas
 from cl_jax.methods.replay import replay
+from cl_jax.methods.rwalk import rwalk
+from cl_jax.methods.si import si
 from cl_jax.models.mlp import mlp
 
 MODEL = mlp((6,), 3)
@@ -30,6 +34,10 @@ METHODS: dict[str, Any] = {
     "ewc-online": lambda strength: ewc(MODEL, strength, anchors="online", kind="empirical"),
     "ewc-proximal": lambda strength: ewc(MODEL, strength, proximal=True),
     "ewc-sampled": lambda strength: ewc(MODEL, strength, kind="sampled", samples=3, num_examples=10),
+    "si": lambda strength: si(strength),
+    "mas": lambda strength: mas(MODEL, strength),
+    "rwalk": lambda strength: rwalk(MODEL, strength, interval=4),
+    "laplace": lambda strength: laplace(MODEL, strength),
     "replay": lambda strength: replay(20),
     "replay-boundary": lambda strength: replay(20, insert="boundary", weighting="balanced"),
     "ewc+replay": lambda strength: chain(ewc=ewc(MODEL, strength), replay=replay(20)),
@@ -41,7 +49,7 @@ ADAPTERS = {
     "lora-merged": lora(2, 2.0, merge=True, first_task="full"),
     "freeze": freeze("dense_0/"),
 }
-PENALTIES = ["l2", "ewc", "ewc-online", "ewc-proximal", "ewc-sampled"]
+PENALTIES = ["l2", "ewc", "ewc-online", "ewc-proximal", "ewc-sampled", "si", "mas", "rwalk", "laplace"]
 COMBINATIONS = [("l2", "lora"), ("ewc", "freeze"), ("ewc+replay", "lora-merged")]
 TABLE = [(name, "full") for name in METHODS] + COMBINATIONS
 over_the_table = pytest.mark.parametrize(("name", "adapter"), TABLE, ids=["/".join(row) for row in TABLE])

@@ -4,6 +4,18 @@ from typing import Any
 
 from cl_jax.methods.ewc import Ewc
 from cl_jax.methods.l2 import L2
+from cl_jax.methods.laplace import Laplace
+from cl_jax.methods.mas import Mas
 from cl_jax.methods.replay import Replay
+from cl_jax.methods.rwalk import Rwalk
+from cl_jax.methods.si import Si
 
-METHODS: dict[str, Any] = {"l2": L2, "ewc": Ewc, "replay": Replay}
+METHODS: dict[str, Any] = {
+    "l2": L2,
+    "ewc": Ewc,
+    "laplace": Laplace,
+    "si": Si,
+    "mas": Mas,
+    "rwalk": Rwalk,
+    "replay": Replay,
+}

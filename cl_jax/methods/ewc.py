@@ -16,7 +16,8 @@ from cl_jax.fisher import KINDS, diagonal_fisher
 from cl_jax.method import Method
 from cl_jax.methods.context import Context
 from cl_jax.model import Model, Params
-from cl_jax.shuffle import shuffled_index
+from cl_jax.per_example import subset
+from cl_jax.quadratic import weighted_distance
 
 ANCHORS = ("per_task", "online")
 
@@ -68,11 +69,7 @@ def ewc(
         return EwcState(jax.tree.map(jnp.zeros_like, params), params, jnp.zeros((), jnp.float32))
 
     def penalty(state: EwcState, params: Params, batch: Batch) -> jax.Array:
-        def one(p: jax.Array, f: jax.Array, a: jax.Array) -> jax.Array:
-            return jnp.sum(f * (p - a) ** 2)
-
-        springs = jax.tree.leaves(jax.tree.map(one, params, state.fisher, state.anchor))
-        return 0.5 * strength * (sum(springs, jnp.zeros(())) + state.offset)
+        return 0.5 * strength * (weighted_distance(state.fisher, params, state.anchor) + state.offset)
 
     def proximal_step(state: EwcState, params: Params, step_size: jax.Array) -> Params:
         def one(p: jax.Array, f: jax.Array, a: jax.Array) -> jax.Array:
@@ -83,13 +80,7 @@ def ewc(
 
     def end_task(key: jax.Array, state: EwcState, params: Params, task: Task) -> EwcState:
         key_rows, key_labels = jax.random.split(key)
-        examples, valid = task.examples, task.valid
-        if num_examples is not None and num_examples < valid.shape[0]:
-            count = jnp.maximum(jnp.sum(valid, dtype=jnp.int32), 1)
-            position = jnp.arange(num_examples, dtype=jnp.int32)
-            rows = shuffled_index(key_rows, jnp.zeros_like(position), position % count, count)
-            examples = jax.tree.map(lambda leaf: leaf[rows], examples)
-            valid = valid[rows] & (position < count)
+        examples, valid = subset(key_rows, task.examples, task.valid, num_examples)
         new = diagonal_fisher(
             key_labels, model, params, examples,
             kind=kind, valid=valid, samples=samples, batch_size=batch_size, num_active=num_active, render=render,
