@@ -18,6 +18,7 @@ from cl_jax.batch import Batch, Task
 from cl_jax.method import Method, chain, stream_key
 from cl_jax.methods.ewc import ewc
 from cl_jax.methods.l2 import l2
+from cl_jax.methods.lwf import lwf
 from cl_jax.methods.replay import replay
 from cl_jax.models.mlp import mlp
 
@@ -33,6 +34,8 @@ METHODS: dict[str, Any] = {
     "replay": lambda strength: replay(20),
     "replay-boundary": lambda strength: replay(20, insert="boundary", weighting="balanced"),
     "ewc+replay": lambda strength: chain(ewc=ewc(MODEL, strength), replay=replay(20)),
+    "lwf": lambda strength: lwf(MODEL, strength),
+    "lwf-balanced": lambda strength: lwf(MODEL, strength, convention="van_de_ven_2019"),
 }
 # A scale alpha / rank of 1: the default of 8 with this learning rate and momentum really diverges.
 ADAPTERS = {
@@ -41,7 +44,7 @@ ADAPTERS = {
     "lora-merged": lora(2, 2.0, merge=True, first_task="full"),
     "freeze": freeze("dense_0/"),
 }
-PENALTIES = ["l2", "ewc", "ewc-online", "ewc-proximal", "ewc-sampled"]
+PENALTIES = ["l2", "ewc", "ewc-online", "ewc-proximal", "ewc-sampled", "lwf"]
 COMBINATIONS = [("l2", "lora"), ("ewc", "freeze"), ("ewc+replay", "lora-merged")]
 TABLE = [(name, "full") for name in METHODS] + COMBINATIONS
 over_the_table = pytest.mark.parametrize(("name", "adapter"), TABLE, ids=["/".join(row) for row in TABLE])
