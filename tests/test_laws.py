@@ -16,6 +16,7 @@ from cl_jax.adapters.freeze import freeze
 from cl_jax.adapters.lora import lora
 from cl_jax.batch import Batch, Task
 from cl_jax.method import Method, chain, stream_key
+from cl_jax.methods.anchoring import anchoring
 from cl_jax.methods.ewc import ewc
 from cl_jax.methods.l2 import l2
 from cl_jax.methods.lwf import lwf
@@ -36,6 +37,7 @@ METHODS: dict[str, Any] = {
     "ewc+replay": lambda strength: chain(ewc=ewc(MODEL, strength), replay=replay(20)),
     "lwf": lambda strength: lwf(MODEL, strength),
     "lwf-balanced": lambda strength: lwf(MODEL, strength, convention="van_de_ven_2019"),
+    "anchoring": lambda strength: anchoring(MODEL, 20, strength),
 }
 # A scale alpha / rank of 1: the default of 8 with this learning rate and momentum really diverges.
 ADAPTERS = {
@@ -44,7 +46,7 @@ ADAPTERS = {
     "lora-merged": lora(2, 2.0, merge=True, first_task="full"),
     "freeze": freeze("dense_0/"),
 }
-PENALTIES = ["l2", "ewc", "ewc-online", "ewc-proximal", "ewc-sampled", "lwf"]
+PENALTIES = ["l2", "ewc", "ewc-online", "ewc-proximal", "ewc-sampled", "lwf", "anchoring"]
 COMBINATIONS = [("l2", "lora"), ("ewc", "freeze"), ("ewc+replay", "lora-merged")]
 TABLE = [(name, "full") for name in METHODS] + COMBINATIONS
 over_the_table = pytest.mark.parametrize(("name", "adapter"), TABLE, ids=["/".join(row) for row in TABLE])

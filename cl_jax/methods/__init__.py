@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from cl_jax.methods.anchoring import Anchoring
 from cl_jax.methods.ewc import Ewc
 from cl_jax.methods.l2 import L2
 from cl_jax.methods.lwf import Lwf
@@ -12,4 +13,5 @@ METHODS: dict[str, Any] = {
     "ewc": Ewc,
     "replay": Replay,
     "lwf": Lwf,
+    "anchoring": Anchoring,
 }
