@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from cl_jax.method import StepInfo as StepInfo
     from cl_jax.method import chain as chain
     from cl_jax.methods.anchoring import anchoring as anchoring
+    from cl_jax.methods.der import der as der
     from cl_jax.methods.ewc import ewc as ewc
     from cl_jax.methods.l2 import l2 as l2
     from cl_jax.methods.lwf import lwf as lwf
@@ -47,6 +48,7 @@ _HOMES = {
     "losses": ("task_loss",),
     "method": ("Method", "Rewritten", "StepInfo", "chain"),
     "methods.anchoring": ("anchoring",),
+    "methods.der": ("der",),
     "methods.ewc": ("ewc",),
     "methods.l2": ("l2",),
     "methods.lwf": ("lwf",),

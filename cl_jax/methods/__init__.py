@@ -3,6 +3,7 @@
 from typing import Any
 
 from cl_jax.methods.anchoring import Anchoring
+from cl_jax.methods.der import Der, Derpp
 from cl_jax.methods.ewc import Ewc
 from cl_jax.methods.l2 import L2
 from cl_jax.methods.lwf import Lwf
@@ -14,4 +15,6 @@ METHODS: dict[str, Any] = {
     "replay": Replay,
     "lwf": Lwf,
     "anchoring": Anchoring,
+    "der": Der,
+    "derpp": Derpp,
 }
