@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from cl_jax.method import chain as chain
     from cl_jax.methods.anchoring import anchoring as anchoring
     from cl_jax.methods.der import der as der
+    from cl_jax.methods.er_ace import er_ace as er_ace
     from cl_jax.methods.ewc import ewc as ewc
     from cl_jax.methods.l2 import l2 as l2
     from cl_jax.methods.lwf import lwf as lwf
@@ -49,6 +50,7 @@ _HOMES = {
     "method": ("Method", "Rewritten", "StepInfo", "chain"),
     "methods.anchoring": ("anchoring",),
     "methods.der": ("der",),
+    "methods.er_ace": ("er_ace",),
     "methods.ewc": ("ewc",),
     "methods.l2": ("l2",),
     "methods.lwf": ("lwf",),

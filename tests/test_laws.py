@@ -18,6 +18,7 @@ from cl_jax.batch import Batch, Task
 from cl_jax.method import Method, chain, stream_key
 from cl_jax.methods.anchoring import anchoring
 from cl_jax.methods.der import der
+from cl_jax.methods.er_ace import er_ace
 from cl_jax.methods.ewc import ewc
 from cl_jax.methods.l2 import l2
 from cl_jax.methods.lwf import lwf
@@ -40,6 +41,7 @@ METHODS: dict[str, Any] = {
     "lwf-balanced": lambda strength: lwf(MODEL, strength, convention="van_de_ven_2019"),
     "anchoring": lambda strength: anchoring(MODEL, 20, strength),
     "derpp": lambda strength: der(20, 3, 0.1 * strength, 0.5, batch_size=4),
+    "er_ace": lambda strength: er_ace(20, 3),
 }
 # A scale alpha / rank of 1: the default of 8 with this learning rate and momentum really diverges.
 ADAPTERS = {

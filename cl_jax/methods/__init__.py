@@ -4,6 +4,7 @@ from typing import Any
 
 from cl_jax.methods.anchoring import Anchoring
 from cl_jax.methods.der import Der, Derpp
+from cl_jax.methods.er_ace import ErAce
 from cl_jax.methods.ewc import Ewc
 from cl_jax.methods.l2 import L2
 from cl_jax.methods.lwf import Lwf
@@ -17,4 +18,5 @@ METHODS: dict[str, Any] = {
     "anchoring": Anchoring,
     "der": Der,
     "derpp": Derpp,
+    "er_ace": ErAce,
 }
