@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from cl_jax.methods.ewc import ewc as ewc
     from cl_jax.methods.l2 import l2 as l2
     from cl_jax.methods.lwf import lwf as lwf
+    from cl_jax.methods.mir import mir as mir
     from cl_jax.methods.replay import replay as replay
     from cl_jax.model import Model as Model
     from cl_jax.model import linen as linen
@@ -54,6 +55,7 @@ _HOMES = {
     "methods.ewc": ("ewc",),
     "methods.l2": ("l2",),
     "methods.lwf": ("lwf",),
+    "methods.mir": ("mir",),
     "methods.replay": ("replay",),
     "model": ("Model", "linen", "nnx"),
     "models.cnn": ("cnn",),

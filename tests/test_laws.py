@@ -22,6 +22,7 @@ from cl_jax.methods.er_ace import er_ace
 from cl_jax.methods.ewc import ewc
 from cl_jax.methods.l2 import l2
 from cl_jax.methods.lwf import lwf
+from cl_jax.methods.mir import mir
 from cl_jax.methods.replay import replay
 from cl_jax.models.mlp import mlp
 
@@ -42,6 +43,7 @@ METHODS: dict[str, Any] = {
     "anchoring": lambda strength: anchoring(MODEL, 20, strength),
     "derpp": lambda strength: der(20, 3, 0.1 * strength, 0.5, batch_size=4),
     "er_ace": lambda strength: er_ace(20, 3),
+    "mir": lambda strength: mir(MODEL, 20, 0.05, candidates=8, batch_size=4),
 }
 # A scale alpha / rank of 1: the default of 8 with this learning rate and momentum really diverges.
 ADAPTERS = {

@@ -8,6 +8,7 @@ from cl_jax.methods.er_ace import ErAce
 from cl_jax.methods.ewc import Ewc
 from cl_jax.methods.l2 import L2
 from cl_jax.methods.lwf import Lwf
+from cl_jax.methods.mir import Mir
 from cl_jax.methods.replay import Replay
 
 METHODS: dict[str, Any] = {
@@ -19,4 +20,5 @@ METHODS: dict[str, Any] = {
     "der": Der,
     "derpp": Derpp,
     "er_ace": ErAce,
+    "mir": Mir,
 }
