@@ -24,8 +24,13 @@ if TYPE_CHECKING:
     from cl_jax.method import Rewritten as Rewritten
     from cl_jax.method import StepInfo as StepInfo
     from cl_jax.method import chain as chain
+    from cl_jax.methods.anchoring import anchoring as anchoring
+    from cl_jax.methods.der import der as der
+    from cl_jax.methods.er_ace import er_ace as er_ace
     from cl_jax.methods.ewc import ewc as ewc
     from cl_jax.methods.l2 import l2 as l2
+    from cl_jax.methods.lwf import lwf as lwf
+    from cl_jax.methods.mir import mir as mir
     from cl_jax.methods.replay import replay as replay
     from cl_jax.model import Model as Model
     from cl_jax.model import linen as linen
@@ -44,8 +49,13 @@ _HOMES = {
     "kfac": ("kronecker_factors",),
     "losses": ("task_loss",),
     "method": ("Method", "Rewritten", "StepInfo", "chain"),
+    "methods.anchoring": ("anchoring",),
+    "methods.der": ("der",),
+    "methods.er_ace": ("er_ace",),
     "methods.ewc": ("ewc",),
     "methods.l2": ("l2",),
+    "methods.lwf": ("lwf",),
+    "methods.mir": ("mir",),
     "methods.replay": ("replay",),
     "model": ("Model", "linen", "nnx"),
     "models.cnn": ("cnn",),

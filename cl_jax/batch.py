@@ -81,3 +81,14 @@ def _joined_extra(incoming: Batch, stored: Batch) -> dict[str, Any] | None:
         second = two[name] if name in two else zeros(num_two, one[name])
         joined[name] = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), first, second)
     return joined or None
+
+
+def row_weights(batch: Batch) -> jax.Array:
+    """float32 [B]: what each row counts in the task loss, `weight` or 1 / B each."""
+    size = batch.y.shape[0]
+    return jnp.full((size,), 1 / size, jnp.float32) if batch.weight is None else batch.weight
+
+
+def equal_shares(valid: jax.Array) -> jax.Array:
+    """float32 [R]: 1 / n for each of the n valid rows (bool [R]) and 0 for the others; all 0 if none is valid."""
+    return jnp.where(valid, 1 / jnp.maximum(jnp.sum(valid, dtype=jnp.float32), 1.0), 0.0)

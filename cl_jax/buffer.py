@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from cl_jax import errors
+from cl_jax.shuffle import shuffled_index
 
 POLICIES = ("reservoir", "ring", "class_balanced")
 
@@ -195,17 +196,46 @@ def sample(key: jax.Array, buffer: Buffer, num: int) -> tuple[Any, jax.Array]:
         items: pytree like `buffer.items`, leaves [num, ...].
         valid: bool [num]; all True, or all False when the buffer is empty (the items are then those of slot 0: zeros).
     """
-    num_regions = buffer.seen.size
-    quota = buffer.occupied.shape[0] // num_regions
-    filled = jnp.sum(buffer.occupied[: num_regions * quota].reshape(num_regions, quota), axis=1, dtype=jnp.int32)
-    ends = jnp.cumsum(filled)
-    total = ends[-1]
+    filled = _filled(buffer)
+    total = jnp.sum(filled, dtype=jnp.int32)
     words = jax.random.bits(key, (num,))
     rank = (words % jnp.maximum(total, 1).astype(jnp.uint32)).astype(jnp.int32)
+    slot = _slots(buffer, filled, rank)
+    return jax.tree.map(lambda leaf: leaf[slot], buffer.items), jnp.broadcast_to(total > 0, (num,))
+
+
+def sample_distinct(key: jax.Array, buffer: Buffer, num: int) -> tuple[Any, jax.Array]:
+    """Draws stored items without replacement: the first `num` of all occupied slots in random order.
+
+    Returns:
+        items: pytree like `buffer.items`, leaves [num, ...].
+        valid: bool [num]; the first min(num, occupied slots) are True. The other items repeat some of these, or are
+            those of slot 0 when the buffer is empty.
+    """
+    filled = _filled(buffer)
+    total = jnp.sum(filled, dtype=jnp.int32)
+    position = jnp.arange(num, dtype=jnp.int32)
+    count = jnp.maximum(total, 1)
+    rank = shuffled_index(key, jnp.zeros_like(position), position % count, count)
+    slot = _slots(buffer, filled, rank)
+    return jax.tree.map(lambda leaf: leaf[slot], buffer.items), position < total
+
+
+def _filled(buffer: Buffer) -> jax.Array:
+    """int32 [num_regions], the occupied slots of each region."""
+    num_regions = buffer.seen.size
+    quota = buffer.occupied.shape[0] // num_regions
+    return jnp.sum(buffer.occupied[: num_regions * quota].reshape(num_regions, quota), axis=1, dtype=jnp.int32)
+
+
+def _slots(buffer: Buffer, filled: jax.Array, rank: jax.Array) -> jax.Array:
+    """The rank-th occupied slots, int32 like `rank`; slot 0 when none is occupied."""
+    num_regions = buffer.seen.size
+    quota = buffer.occupied.shape[0] // num_regions
+    ends = jnp.cumsum(filled)
     # Each region is filled from its start, so the rank-th occupied slot needs a search over regions, not over slots.
     region = jnp.minimum(jnp.searchsorted(ends, rank, side="right"), num_regions - 1).astype(jnp.int32)
-    slot = jnp.where(total > 0, region * quota + rank - (ends - filled)[region], 0)
-    return jax.tree.map(lambda leaf: leaf[slot], buffer.items), jnp.broadcast_to(total > 0, (num,))
+    return jnp.where(ends[-1] > 0, region * quota + rank - (ends - filled)[region], 0)
 
 
 def _item_types(items: Any) -> Any:

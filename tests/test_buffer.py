@@ -265,3 +265,28 @@ def test_mistakes_are_told():
         buffers.insert(KEY, buffer, numbered(0, 3), "fifo")
     with pytest.raises(UserError, match=r"float32\[3\].*do not match the stored.*float32\[2\]"):
         buffers.insert(KEY, buffers.init(jnp.zeros((1, 2)), 4, "ring"), jnp.zeros((5, 3)), "ring")
+
+
+@pytest.mark.parametrize("policy", buffers.POLICIES)
+def test_distinct_draws_are_distinct_and_uniform(policy):
+    """Every subset of the occupied slots: each slot equally often, at each place of the draw."""
+    buffer = insert(KEY, buffers.init(numbered(0, 1), 9, policy, 3), numbered(0, 5), policy, None, jnp.arange(5) % 3)
+    draw = jax.jit(lambda key: buffers.sample_distinct(key, buffer, 3))
+    items, valid = jax.vmap(draw)(jax.random.split(KEY, 1000))
+    rows = np.asarray(items.row)
+    assert valid.all() and all(len(set(row)) == 3 for row in rows.tolist())
+    for place in range(3):
+        counts = np.bincount(rows[:, place], minlength=5)
+        assert counts.shape == (5,)
+        assert ((counts - 200) ** 2 / 200).sum() < chi2.ppf(CHI_SQUARED_QUANTILE, 4)
+
+
+@pytest.mark.parametrize("stored", [0, 1, 4])
+def test_more_distinct_draws_than_items(stored):
+    buffer = buffers.init(numbered(0, 1), 6, "reservoir")
+    if stored:
+        buffer = insert(KEY, buffer, numbered(1, 1 + stored), "reservoir")
+    items, valid = buffers.sample_distinct(KEY, buffer, 8)
+    assert valid.tolist() == [True] * stored + [False] * (8 - stored)
+    assert sorted(items.row[:stored].tolist()) == list(range(1, 1 + stored))
+    assert set(items.row[stored:].tolist()) <= set(range(1, 1 + stored)) | ({0} if stored == 0 else set())

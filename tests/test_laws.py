@@ -16,10 +16,15 @@ from cl_jax.adapters.freeze import freeze
 from cl_jax.adapters.lora import lora
 from cl_jax.batch import Batch, Task
 from cl_jax.method import Method, chain, stream_key
+from cl_jax.methods.anchoring import anchoring
+from cl_jax.methods.der import der
+from cl_jax.methods.er_ace import er_ace
 from cl_jax.methods.ewc import ewc
 from cl_jax.methods.l2 import l2
 from cl_jax.methods.laplace import laplace
 from cl_jax.methods.mas import mas
+from cl_jax.methods.lwf import lwf
+from cl_jax.methods.mir import mir
 from cl_jax.methods.replay import replay
 from cl_jax.methods.rwalk import rwalk
 from cl_jax.methods.si import si
@@ -41,6 +46,12 @@ METHODS: dict[str, Any] = {
     "replay": lambda strength: replay(20),
     "replay-boundary": lambda strength: replay(20, insert="boundary", weighting="balanced"),
     "ewc+replay": lambda strength: chain(ewc=ewc(MODEL, strength), replay=replay(20)),
+    "lwf": lambda strength: lwf(MODEL, strength),
+    "lwf-balanced": lambda strength: lwf(MODEL, strength, convention="van_de_ven_2019"),
+    "anchoring": lambda strength: anchoring(MODEL, 20, strength),
+    "derpp": lambda strength: der(20, 3, 0.1 * strength, 0.5, batch_size=4),
+    "er_ace": lambda strength: er_ace(20, 3),
+    "mir": lambda strength: mir(MODEL, 20, 0.05, candidates=8, batch_size=4),
 }
 # A scale alpha / rank of 1: the default of 8 with this learning rate and momentum really diverges.
 ADAPTERS = {
@@ -50,6 +61,7 @@ ADAPTERS = {
     "freeze": freeze("dense_0/"),
 }
 PENALTIES = ["l2", "ewc", "ewc-online", "ewc-proximal", "ewc-sampled", "si", "mas", "rwalk", "laplace"]
+PENALTIES = ["l2", "ewc", "ewc-online", "ewc-proximal", "ewc-sampled", "lwf", "anchoring"]
 COMBINATIONS = [("l2", "lora"), ("ewc", "freeze"), ("ewc+replay", "lora-merged")]
 TABLE = [(name, "full") for name in METHODS] + COMBINATIONS
 over_the_table = pytest.mark.parametrize(("name", "adapter"), TABLE, ids=["/".join(row) for row in TABLE])

@@ -2,10 +2,15 @@
 
 from typing import Any
 
+from cl_jax.methods.anchoring import Anchoring
+from cl_jax.methods.der import Der, Derpp
+from cl_jax.methods.er_ace import ErAce
 from cl_jax.methods.ewc import Ewc
 from cl_jax.methods.l2 import L2
 from cl_jax.methods.laplace import Laplace
 from cl_jax.methods.mas import Mas
+from cl_jax.methods.lwf import Lwf
+from cl_jax.methods.mir import Mir
 from cl_jax.methods.replay import Replay
 from cl_jax.methods.rwalk import Rwalk
 from cl_jax.methods.si import Si
@@ -18,4 +23,11 @@ METHODS: dict[str, Any] = {
     "mas": Mas,
     "rwalk": Rwalk,
     "replay": Replay,
+    "replay": Replay,
+    "lwf": Lwf,
+    "anchoring": Anchoring,
+    "der": Der,
+    "derpp": Derpp,
+    "er_ace": ErAce,
+    "mir": Mir,
 }
