@@ -17,6 +17,7 @@ from cl_jax.adapters.lora import lora
 from cl_jax.batch import Batch, Task
 from cl_jax.method import Method, chain, stream_key
 from cl_jax.methods.ewc import ewc
+from cl_jax.methods.icarl import icarl
 from cl_jax.methods.l2 import l2
 from cl_jax.methods.replay import replay
 from cl_jax.models.mlp import mlp
@@ -32,6 +33,7 @@ METHODS: dict[str, Any] = {
     "ewc-sampled": lambda strength: ewc(MODEL, strength, kind="sampled", samples=3, num_examples=10),
     "replay": lambda strength: replay(20),
     "replay-boundary": lambda strength: replay(20, insert="boundary", weighting="balanced"),
+    "icarl": lambda strength: icarl(MODEL, 12),
     "ewc+replay": lambda strength: chain(ewc=ewc(MODEL, strength), replay=replay(20)),
 }
 # A scale alpha / rank of 1: the default of 8 with this learning rate and momentum really diverges.
@@ -245,3 +247,13 @@ def test_one_quadratic_equals_the_list_of_springs() -> None:
     np.testing.assert_allclose(value, expected, rtol=1e-5)
     chex.assert_trees_all_close(gradient, expected_gradient, rtol=1e-4, atol=1e-6)
     assert max(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(gradient)) > 1e-3
+
+
+@over_the_table
+def test_what_is_evaluated_is_of_the_parameters_form(name: str, adapter: str) -> None:
+    def both(key: jax.Array) -> tuple[Any, Any]:
+        learner = learner_of(name, adapter, jnp.float32(1.0))
+        state = train.init(learner, key, first_of(examples()))
+        return train.evaluated(learner, state), train.effective(learner, state)
+
+    chex.assert_trees_all_equal_shapes_and_dtypes(*jax.eval_shape(both, jax.random.key(0)))
