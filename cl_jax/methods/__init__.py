@@ -3,6 +3,7 @@
 from typing import Any
 
 from cl_jax.methods.ewc import Ewc
+from cl_jax.methods.gdumb import Gdumb
 from cl_jax.methods.icarl import Icarl
 from cl_jax.methods.l2 import L2
 from cl_jax.methods.replay import Replay
@@ -11,5 +12,6 @@ METHODS: dict[str, Any] = {
     "l2": L2,
     "ewc": Ewc,
     "replay": Replay,
+    "gdumb": Gdumb,
     "icarl": Icarl,
 }

@@ -9,6 +9,7 @@ import pytest
 from cl_jax import train
 from cl_jax.batch import Batch, whole_task
 from cl_jax.method import Method
+from cl_jax.methods.gdumb import gdumb
 from cl_jax.methods.icarl import icarl
 from cl_jax.methods.replay import replay
 from cl_jax.models.mlp import mlp
@@ -20,6 +21,7 @@ CASES = {
     "icarl": icarl(MODEL, 12, task_size=80),
     "icarl, binary": icarl(MODEL, 12, loss="binary"),
     "replay, nearest mean": replay(12, nearest_mean_of=MODEL),
+    "gdumb": gdumb(MODEL, 12, num_steps=100, batch_size=4),
 }
 
 
