@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from cl_jax.method import chain as chain
     from cl_jax.methods.ewc import ewc as ewc
     from cl_jax.methods.gdumb import gdumb as gdumb
+    from cl_jax.methods.generative_replay import generative_replay as generative_replay
     from cl_jax.methods.icarl import icarl as icarl
     from cl_jax.methods.l2 import l2 as l2
     from cl_jax.methods.replay import replay as replay
@@ -48,6 +49,7 @@ _HOMES = {
     "method": ("Method", "Rewritten", "StepInfo", "chain"),
     "methods.ewc": ("ewc",),
     "methods.gdumb": ("gdumb",),
+    "methods.generative_replay": ("generative_replay",),
     "methods.icarl": ("icarl",),
     "methods.l2": ("l2",),
     "methods.replay": ("replay",),

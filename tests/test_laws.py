@@ -18,6 +18,7 @@ from cl_jax.batch import Batch, Task
 from cl_jax.method import Method, chain, stream_key
 from cl_jax.methods.ewc import ewc
 from cl_jax.methods.gdumb import gdumb
+from cl_jax.methods.generative_replay import generative_replay
 from cl_jax.methods.icarl import icarl
 from cl_jax.methods.l2 import l2
 from cl_jax.methods.replay import replay
@@ -35,6 +36,7 @@ METHODS: dict[str, Any] = {
     "replay": lambda strength: replay(20),
     "replay-boundary": lambda strength: replay(20, insert="boundary", weighting="balanced"),
     "gdumb": lambda strength: gdumb(MODEL, 10, num_steps=4),
+    "generative-replay": lambda strength: generative_replay(MODEL, hidden=(4,), num_latent=2, labels="soft"),
     "icarl": lambda strength: icarl(MODEL, 12),
     "ewc+replay": lambda strength: chain(ewc=ewc(MODEL, strength), replay=replay(20)),
 }

@@ -4,6 +4,7 @@ from typing import Any
 
 from cl_jax.methods.ewc import Ewc
 from cl_jax.methods.gdumb import Gdumb
+from cl_jax.methods.generative_replay import GenerativeReplay
 from cl_jax.methods.icarl import Icarl
 from cl_jax.methods.l2 import L2
 from cl_jax.methods.replay import Replay
@@ -13,5 +14,6 @@ METHODS: dict[str, Any] = {
     "ewc": Ewc,
     "replay": Replay,
     "gdumb": Gdumb,
+    "generative_replay": GenerativeReplay,
     "icarl": Icarl,
 }

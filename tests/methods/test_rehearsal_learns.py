@@ -10,6 +10,7 @@ from cl_jax import train
 from cl_jax.batch import Batch, whole_task
 from cl_jax.method import Method
 from cl_jax.methods.gdumb import gdumb
+from cl_jax.methods.generative_replay import generative_replay
 from cl_jax.methods.icarl import icarl
 from cl_jax.methods.replay import replay
 from cl_jax.models.mlp import mlp
@@ -22,6 +23,8 @@ CASES = {
     "icarl, binary": icarl(MODEL, 12, loss="binary"),
     "replay, nearest mean": replay(12, nearest_mean_of=MODEL),
     "gdumb": gdumb(MODEL, 12, num_steps=100, batch_size=4),
+    "generative replay": generative_replay(MODEL, hidden=(32,), num_latent=4, learning_rate=3e-3),
+    "generative replay, soft": generative_replay(MODEL, hidden=(32,), num_latent=4, learning_rate=3e-3, labels="soft"),
 }
 
 
