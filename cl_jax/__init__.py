@@ -28,6 +28,9 @@ if TYPE_CHECKING:
     from cl_jax.methods.der import der as der
     from cl_jax.methods.er_ace import er_ace as er_ace
     from cl_jax.methods.ewc import ewc as ewc
+    from cl_jax.methods.gdumb import gdumb as gdumb
+    from cl_jax.methods.generative_replay import generative_replay as generative_replay
+    from cl_jax.methods.icarl import icarl as icarl
     from cl_jax.methods.l2 import l2 as l2
     from cl_jax.methods.lwf import lwf as lwf
     from cl_jax.methods.mir import mir as mir
@@ -53,6 +56,9 @@ _HOMES = {
     "methods.der": ("der",),
     "methods.er_ace": ("er_ace",),
     "methods.ewc": ("ewc",),
+    "methods.gdumb": ("gdumb",),
+    "methods.generative_replay": ("generative_replay",),
+    "methods.icarl": ("icarl",),
     "methods.l2": ("l2",),
     "methods.lwf": ("lwf",),
     "methods.mir": ("mir",),

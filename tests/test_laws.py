@@ -20,6 +20,9 @@ from cl_jax.methods.anchoring import anchoring
 from cl_jax.methods.der import der
 from cl_jax.methods.er_ace import er_ace
 from cl_jax.methods.ewc import ewc
+from cl_jax.methods.gdumb import gdumb
+from cl_jax.methods.generative_replay import generative_replay
+from cl_jax.methods.icarl import icarl
 from cl_jax.methods.l2 import l2
 from cl_jax.methods.laplace import laplace
 from cl_jax.methods.mas import mas
@@ -45,6 +48,9 @@ METHODS: dict[str, Any] = {
     "laplace": lambda strength: laplace(MODEL, strength),
     "replay": lambda strength: replay(20),
     "replay-boundary": lambda strength: replay(20, insert="boundary", weighting="balanced"),
+    "gdumb": lambda strength: gdumb(MODEL, 10, num_steps=4),
+    "generative-replay": lambda strength: generative_replay(MODEL, hidden=(4,), num_latent=2, labels="soft"),
+    "icarl": lambda strength: icarl(MODEL, 12),
     "ewc+replay": lambda strength: chain(ewc=ewc(MODEL, strength), replay=replay(20)),
     "lwf": lambda strength: lwf(MODEL, strength),
     "lwf-balanced": lambda strength: lwf(MODEL, strength, convention="van_de_ven_2019"),
@@ -265,3 +271,13 @@ def test_one_quadratic_equals_the_list_of_springs() -> None:
     np.testing.assert_allclose(value, expected, rtol=1e-5)
     chex.assert_trees_all_close(gradient, expected_gradient, rtol=1e-4, atol=1e-6)
     assert max(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(gradient)) > 1e-3
+
+
+@over_the_table
+def test_what_is_evaluated_is_of_the_parameters_form(name: str, adapter: str) -> None:
+    def both(key: jax.Array) -> tuple[Any, Any]:
+        learner = learner_of(name, adapter, jnp.float32(1.0))
+        state = train.init(learner, key, first_of(examples()))
+        return train.evaluated(learner, state), train.effective(learner, state)
+
+    chex.assert_trees_all_equal_shapes_and_dtypes(*jax.eval_shape(both, jax.random.key(0)))

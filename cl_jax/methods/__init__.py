@@ -6,6 +6,9 @@ from cl_jax.methods.anchoring import Anchoring
 from cl_jax.methods.der import Der, Derpp
 from cl_jax.methods.er_ace import ErAce
 from cl_jax.methods.ewc import Ewc
+from cl_jax.methods.gdumb import Gdumb
+from cl_jax.methods.generative_replay import GenerativeReplay
+from cl_jax.methods.icarl import Icarl
 from cl_jax.methods.l2 import L2
 from cl_jax.methods.laplace import Laplace
 from cl_jax.methods.mas import Mas
@@ -30,4 +33,8 @@ METHODS: dict[str, Any] = {
     "derpp": Derpp,
     "er_ace": ErAce,
     "mir": Mir,
+    "replay": Replay,
+    "gdumb": Gdumb,
+    "generative_replay": GenerativeReplay,
+    "icarl": Icarl,
 }

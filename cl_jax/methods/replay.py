@@ -10,9 +10,10 @@ from cl_jax import buffer as buffers
 from cl_jax import errors
 from cl_jax.batch import Batch, Task, join
 from cl_jax.config import config, static
+from cl_jax.exemplars import head_of, nearest_mean
 from cl_jax.method import Method, StepInfo
 from cl_jax.methods.context import Context
-from cl_jax.model import Params
+from cl_jax.model import Model, Params
 
 WEIGHTINGS = ("union", "sum", "balanced")
 INSERTIONS = ("step", "boundary")
@@ -46,6 +47,7 @@ def replay(
     store: Callable[[Batch], Any] = whole_examples,
     load: Callable[[Any], Batch] = as_batch,
     task_items: Callable[[Any], Any] | None = None,
+    nearest_mean_of: Model | None = None,
 ) -> Method:
     """Joins to the B incoming examples R drawn uniformly, with replacement, from a buffer of past ones.
 
@@ -73,6 +75,8 @@ def replay(
         load: from R items to a batch of R, the other way round; has to give finite `x` for items that are all zeros.
         task_items: from `Task.examples` to items, for `boundary`. Default: a `Batch` goes through `store`; anything
             else (the engine's references) is taken as items already.
+        nearest_mean_of: evaluate by the nearest mean of the stored examples in this model's features, see
+            `cl_jax.exemplars.nearest_mean`. None: with the weights as they are.
 
     Raises:
         UserError: an unknown policy, weighting or insertion; capacity or batch_size below 1; no or too many classes.
@@ -91,12 +95,14 @@ def replay(
         raise errors.unknown("replay insertion", insert, INSERTIONS)
 
     def init(key: jax.Array, params: Params, batch: Batch) -> ReplayState:
+        if nearest_mean_of is not None:
+            head_of(nearest_mean_of, params, batch)  # complains now, not at the first boundary
         empty = buffers.init(jax.eval_shape(store, batch), capacity, policy, num_classes)
         return ReplayState(empty, jnp.zeros((), jnp.int32))
 
     def draw(key: jax.Array, state: ReplayState, params: Params, batch: Batch) -> Batch:
         items, valid = buffers.sample(key, state.buffer, batch_size or batch.y.shape[0])
-        weight = _weights(weighting, batch, valid, state.tasks_finished + 1)
+        weight = weights(weighting, batch, valid, state.tasks_finished + 1)
         return join(batch, load(items))._replace(weight=weight)
 
     def after_step(key: jax.Array, state: ReplayState, info: StepInfo) -> ReplayState:
@@ -123,10 +129,15 @@ def replay(
             buffer=buffers.insert(key_insert, state.buffer, items, policy, task.valid[order], classes)
         )
 
-    return Method(init=init, draw=draw, after_step=after_step, end_task=end_task)
+    def evaluated(state: ReplayState, params: Params) -> Params:
+        if nearest_mean_of is None:
+            return params
+        return nearest_mean(nearest_mean_of, params, state.buffer.items, state.buffer.occupied, load)
+
+    return Method(init=init, draw=draw, after_step=after_step, end_task=end_task, evaluated=evaluated)
 
 
-def _weights(weighting: str, batch: Batch, valid: jax.Array, num_tasks: jax.Array) -> jax.Array:
+def weights(weighting: str, batch: Batch, valid: jax.Array, num_tasks: jax.Array) -> jax.Array:
     """float32 [B + R], the equation of `replay`; `valid` is bool [R], `num_tasks` the t of `balanced`."""
     size = batch.y.shape[0]
     incoming = jnp.full(size, 1 / size, jnp.float32) if batch.weight is None else batch.weight
@@ -147,7 +158,7 @@ def _weights(weighting: str, batch: Batch, valid: jax.Array, num_tasks: jax.Arra
 
 @config
 class Replay:
-    """See `replay`. The replayed batch is `ratio` times as large as the incoming one."""
+    """See `replay`. The replayed batch is `ratio` times the incoming one. `nearest_mean`: of what the buffer holds."""
 
     mixes_tasks: ClassVar[bool] = True
 
@@ -156,6 +167,7 @@ class Replay:
     ratio: int = static(1, low=1)
     weighting: str = static("union", choices=WEIGHTINGS)
     insert: str = static("step", choices=INSERTIONS)
+    nearest_mean: bool = static(False)
 
     def build(self, context: Context) -> Method:
         return replay(
@@ -167,4 +179,5 @@ class Replay:
             insert=self.insert,
             store=lambda batch: batch.reference,
             load=context.render,
+            nearest_mean_of=context.model if self.nearest_mean else None,
         )
