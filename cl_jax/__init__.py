@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from cl_jax.methods.ewc import ewc as ewc
     from cl_jax.methods.gem import gem as gem
     from cl_jax.methods.l2 import l2 as l2
+    from cl_jax.methods.ogd import ogd as ogd
     from cl_jax.methods.replay import replay as replay
     from cl_jax.model import Model as Model
     from cl_jax.model import linen as linen
@@ -50,6 +51,7 @@ _HOMES = {
     "methods.ewc": ("ewc",),
     "methods.gem": ("gem",),
     "methods.l2": ("l2",),
+    "methods.ogd": ("ogd",),
     "methods.replay": ("replay",),
     "model": ("Model", "linen", "nnx"),
     "models.cnn": ("cnn",),

@@ -6,6 +6,7 @@ from cl_jax.methods.agem import Agem
 from cl_jax.methods.ewc import Ewc
 from cl_jax.methods.gem import Gem
 from cl_jax.methods.l2 import L2
+from cl_jax.methods.ogd import Ogd
 from cl_jax.methods.replay import Replay
 
 METHODS: dict[str, Any] = {
@@ -14,4 +15,5 @@ METHODS: dict[str, Any] = {
     "replay": Replay,
     "agem": Agem,
     "gem": Gem,
+    "ogd": Ogd,
 }
