@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from cl_jax.methods.agem import agem as agem
     from cl_jax.methods.ewc import ewc as ewc
     from cl_jax.methods.gem import gem as gem
+    from cl_jax.methods.gpm import gpm as gpm
     from cl_jax.methods.l2 import l2 as l2
     from cl_jax.methods.ogd import ogd as ogd
     from cl_jax.methods.replay import replay as replay
@@ -50,6 +51,7 @@ _HOMES = {
     "methods.agem": ("agem",),
     "methods.ewc": ("ewc",),
     "methods.gem": ("gem",),
+    "methods.gpm": ("gpm",),
     "methods.l2": ("l2",),
     "methods.ogd": ("ogd",),
     "methods.replay": ("replay",),

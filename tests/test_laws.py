@@ -19,6 +19,7 @@ from cl_jax.method import Method, chain, stream_key
 from cl_jax.methods.agem import agem
 from cl_jax.methods.ewc import ewc
 from cl_jax.methods.gem import gem
+from cl_jax.methods.gpm import gpm
 from cl_jax.methods.l2 import l2
 from cl_jax.methods.ogd import ogd
 from cl_jax.methods.replay import replay
@@ -39,6 +40,7 @@ METHODS: dict[str, Any] = {
     "agem-shared": lambda strength: agem(MODEL, 2, 20, batch_size=8, insert="shared", policy="reservoir"),
     "gem": lambda strength: gem(MODEL, 2, 20, margin=0.1 * strength),
     "ogd": lambda strength: ogd(MODEL, 2, 4),
+    "gpm": lambda strength: gpm(MODEL, threshold=strength / (1.0 + strength), num_examples=20),
     "ewc+replay": lambda strength: chain(ewc=ewc(MODEL, strength), replay=replay(20)),
 }
 # A scale alpha / rank of 1: the default of 8 with this learning rate and momentum really diverges.

@@ -5,6 +5,7 @@ from typing import Any
 from cl_jax.methods.agem import Agem
 from cl_jax.methods.ewc import Ewc
 from cl_jax.methods.gem import Gem
+from cl_jax.methods.gpm import Gpm
 from cl_jax.methods.l2 import L2
 from cl_jax.methods.ogd import Ogd
 from cl_jax.methods.replay import Replay
@@ -16,4 +17,5 @@ METHODS: dict[str, Any] = {
     "agem": Agem,
     "gem": Gem,
     "ogd": Ogd,
+    "gpm": Gpm,
 }
