@@ -74,7 +74,7 @@ def test_equals_the_programme(kind, seed):
 
 
 @pytest.mark.parametrize("kind", ["plain", "alike", "repeated"])
-@pytest.mark.parametrize(("margin", "ridge"), [(0.5, 1e-3), (0.0, 1e-3), (2.0, 5.0)])
+@pytest.mark.parametrize(("margin", "ridge"), [(0.5, 1e-3), (0.0, 1e-3), (0.0, 5.0)])
 def test_margin_and_ridge_as_in_the_authors_code(kind, margin, ridge):
     g, references = random_case(7, kind)
     np.testing.assert_allclose(
@@ -104,8 +104,7 @@ def test_no_conflict_no_change():
     np.testing.assert_array_equal(found_for(g, references, np.zeros(ROWS, bool), 3.0), np.asarray(g, np.float32))
 
 
-@pytest.mark.parametrize("heads", [False, True])
-@pytest.mark.parametrize("insert", ["step", "boundary"])
+@pytest.mark.parametrize(("heads", "insert"), [(False, "boundary"), (True, "step")])
 def test_references_are_the_gradients_of_each_finished_task(heads, insert):
     """Of two finished tasks, one with unfilled slots; a third one is in training and must not count."""
     method = compiled(gem(MODEL, 4, 24, margin=0.5, insert=insert))  # 6 slots a task

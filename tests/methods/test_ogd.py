@@ -14,6 +14,7 @@ from tests.methods.softmax_regression import INPUTS, MODEL, OUTPUTS, PARAMS, exa
 from tests.methods.test_agem import KEY, compiled, finished
 
 ANGLE = 2e-6  # float32: products of unit vectors of some dozen entries
+gradients_of = jax.jit(lambda params, batch: logit_gradients(MODEL, params, batch))
 
 
 def projector(rows):
@@ -26,7 +27,7 @@ def projector(rows):
 def test_the_gradient_of_the_true_labels_logit_by_hand():
     """z_y = x . W_y + b_y: ones at the bias, x in the kernel's column y."""
     batch = examples(range(6))
-    found = jax.jit(lambda p, b: logit_gradients(MODEL, p, b))(PARAMS, batch)
+    found = gradients_of(PARAMS, batch)
     for row, x, y in zip(np.asarray(found), np.asarray(batch.x), np.asarray(batch.y), strict=True):
         kernel = np.zeros((INPUTS, OUTPUTS))
         kernel[:, y] = x
@@ -63,11 +64,13 @@ def test_the_gradient_is_projected_on_the_complement():
     for number, part in enumerate(parts):
         state = finished(method, state, number, part)
         if number < 2:
-            rows = np.concatenate([rows, np.asarray(logit_gradients(MODEL, PARAMS, part))])
+            rows = np.concatenate([rows, np.asarray(gradients_of(PARAMS, part))])
         expected = g - projector(rows) @ g
         found = flat(method.gradients(KEY, state, tree_of(g), PARAMS, part))
         np.testing.assert_allclose(found, expected, atol=1e-5)
     assert state.basis.shape == (8, 24) and int(state.finished) == 3
+    empty = finished(method, method.init(KEY, PARAMS, parts[0]), 0, parts[0], jnp.zeros(4, bool))
+    assert not empty.basis.any()
 
 
 def test_a_projected_step_leaves_the_logits_of_the_stored_examples():
@@ -97,10 +100,11 @@ def test_a_network_to_first_order():
     g = tree(jnp.asarray(generator.normal(size=vector.size), jnp.float32))
     projected = method.gradients(KEY, state, g, params, batch)
 
+    @jax.jit
     def moves(direction, size):
         after = jax.tree.map(lambda p, d: p - size * d, params, direction)
         change = model.apply(after, batch.x) - model.apply(params, batch.x)
-        return float(jnp.linalg.norm(change[jnp.arange(6), batch.y]))
+        return jnp.linalg.norm(change[jnp.arange(6), batch.y])
 
     assert moves(projected, 0.01) < 0.02 * moves(projected, 0.1) and moves(g, 0.01) > 0.05 * moves(g, 0.1)
 
