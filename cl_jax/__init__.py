@@ -34,6 +34,12 @@ if TYPE_CHECKING:
     from cl_jax.methods.l2 import l2 as l2
     from cl_jax.methods.lwf import lwf as lwf
     from cl_jax.methods.mir import mir as mir
+    from cl_jax.methods.agem import agem as agem
+    from cl_jax.methods.ewc import ewc as ewc
+    from cl_jax.methods.gem import gem as gem
+    from cl_jax.methods.gpm import gpm as gpm
+    from cl_jax.methods.l2 import l2 as l2
+    from cl_jax.methods.ogd import ogd as ogd
     from cl_jax.methods.replay import replay as replay
     from cl_jax.model import Model as Model
     from cl_jax.model import linen as linen
@@ -62,6 +68,12 @@ _HOMES = {
     "methods.l2": ("l2",),
     "methods.lwf": ("lwf",),
     "methods.mir": ("mir",),
+    "methods.agem": ("agem",),
+    "methods.ewc": ("ewc",),
+    "methods.gem": ("gem",),
+    "methods.gpm": ("gpm",),
+    "methods.l2": ("l2",),
+    "methods.ogd": ("ogd",),
     "methods.replay": ("replay",),
     "model": ("Model", "linen", "nnx"),
     "models.cnn": ("cnn",),

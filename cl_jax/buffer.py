@@ -1,8 +1,8 @@
-"""Fixed-capacity buffers of past examples as pure functions: reservoir, ring (FIFO) and class-balanced.
+"""Fixed-capacity buffers of past examples as pure functions: reservoir and ring (FIFO), of all examples or by class.
 
 A buffer is a NamedTuple of arrays, so it can be the carry of a scan, be batched by `vmap` and be saved as it is.
 Its slots form regions, each filled from its start: one region of `capacity` slots for `reservoir` and `ring`, one
-of `capacity // num_classes` slots a class for `class_balanced`.
+of `capacity // num_classes` slots a class for `class_balanced` and `class_ring`.
 """
 
 from typing import Any, NamedTuple
@@ -13,7 +13,8 @@ import jax.numpy as jnp
 from cl_jax import errors
 from cl_jax.shuffle import shuffled_index
 
-POLICIES = ("reservoir", "ring", "class_balanced")
+POLICIES = ("reservoir", "ring", "class_balanced", "class_ring")
+BY_CLASS = ("class_balanced", "class_ring")
 
 
 class Buffer(NamedTuple):
@@ -21,7 +22,7 @@ class Buffer(NamedTuple):
 
     items: Any  # pytree, leaves [capacity, ...]; zeros where not occupied
     occupied: jax.Array  # bool [capacity]
-    seen: jax.Array  # int32 [], valid items offered (kept or not); class_balanced: int32 [num_classes]
+    seen: jax.Array  # int32 [], valid items offered (kept or not); policies by class: int32 [num_classes]
 
 
 def validate(capacity: int, policy: str, num_classes: int | None = None) -> None:
@@ -30,11 +31,11 @@ def validate(capacity: int, policy: str, num_classes: int | None = None) -> None
         raise errors.unknown("buffer policy", policy, POLICIES)
     if capacity < 1:
         raise errors.UserError(f"buffer capacity {capacity}: must be at least 1; to store nothing, leave replay out")
-    if policy != "class_balanced":
+    if policy not in BY_CLASS:
         return
     if num_classes is None or num_classes < 1:
         raise errors.UserError(
-            f"buffer policy 'class_balanced' with num_classes={num_classes}: say how many classes there are (at least "
+            f"buffer policy {policy!r} with num_classes={num_classes}: say how many classes there are (at least "
             "1), or use 'reservoir', which needs no classes"
         )
     if capacity < num_classes:
@@ -51,7 +52,7 @@ def init(items_like: Any, capacity: int, policy: str, num_classes: int | None = 
         items_like: pytree of arrays or `ShapeDtypeStruct`s [B, ...]; only shapes and dtypes are read.
         capacity: number of slots, static.
         policy: one of `POLICIES`.
-        num_classes: for `class_balanced`, which ignores the `capacity % num_classes` last slots; else not used.
+        num_classes: for policies by class, which ignore the `capacity % num_classes` last slots; else not used.
 
     Raises:
         UserError: see `validate`.
@@ -60,7 +61,7 @@ def init(items_like: Any, capacity: int, policy: str, num_classes: int | None = 
     return Buffer(
         items=jax.tree.map(lambda leaf: jnp.zeros((capacity, *leaf.shape[1:]), leaf.dtype), items_like),
         occupied=jnp.zeros(capacity, bool),
-        seen=jnp.zeros((num_classes,) if policy == "class_balanced" and num_classes else (), jnp.int32),
+        seen=jnp.zeros((num_classes,) if policy in BY_CLASS and num_classes else (), jnp.int32),
     )
 
 
@@ -90,7 +91,7 @@ def assign(
     """The slot at which each item of a batch would arrive if they came one by one, and the new `seen`.
 
     An item that n earlier valid items of its region came before goes, within the q slots of its region, to
-    `n mod q` (ring), or to n if n < q and else to j ~ uniform{0..n} if j < q, else nowhere (reservoir). None of it
+    `n mod q` (rings), or to n if n < q and else to j ~ uniform{0..n} if j < q, else nowhere (reservoir). None of it
     depends on what the slots hold, which is why a batch needs no loop.
 
     Args and errors are those of `insert`.
@@ -106,7 +107,7 @@ def assign(
     region_seen = buffer.seen.reshape(1, num_regions)
     earlier = jnp.cumsum(counts, axis=0, dtype=jnp.int32) - counts.astype(jnp.int32)
     position = jnp.sum(jnp.where(counts, region_seen + earlier, 0), axis=1)
-    if policy == "ring":
+    if policy in ("ring", "class_ring"):
         offset = position % quota
     else:
         offset = jnp.where(position < quota, position, reservoir_draws(key, position, region, num_regions))
@@ -127,30 +128,31 @@ def insert(
 
     `reservoir` keeps every item offered so far with probability min(1, capacity / seen) (algorithm R), `ring` the
     last `capacity`, `class_balanced` runs a reservoir of `capacity // num_classes` slots a class: class c owns the
-    slots from c * quota up to (c + 1) * quota - 1. Counters are int32: at most 2^31 - 1 items a buffer.
+    slots from c * quota up to (c + 1) * quota - 1; `class_ring` a ring of them a class. Counters are int32: at most
+    2^31 - 1 items a buffer.
 
     Args:
-        key: give every call its own; `ring` draws nothing.
+        key: give every call its own; rings draw nothing.
         buffer: from `init` with the same policy.
         items: pytree like `buffer.items`, leaves [B, ...].
         policy: one of `POLICIES`.
         valid: bool [B]; an invalid item is neither stored nor counted. None: all valid.
-        classes: int [B], for `class_balanced` (an item of a class outside 0..num_classes - 1 counts
+        classes: int [B], for policies by class (an item of a class outside 0..num_classes - 1 counts
             as invalid); else not used.
 
     Raises:
-        UserError: unknown policy or one that the buffer was not made for, no classes for `class_balanced`, or items
+        UserError: unknown policy or one that the buffer was not made for, no classes for one by class, or items
             of another structure, shape or dtype than the stored ones.
 
     Source: J. S. Vitter, Random sampling with a reservoir, ACM TOMS 11(1), 1985 (algorithm R).
     """
     if policy not in POLICIES:
         raise errors.unknown("buffer policy", policy, POLICIES)
-    if (policy == "class_balanced") != (buffer.seen.ndim == 1):
-        made_for = "'class_balanced'" if buffer.seen.ndim == 1 else "'reservoir' or 'ring'"
+    if (policy in BY_CLASS) != (buffer.seen.ndim == 1):
+        made_for = "'class_balanced' or 'class_ring'" if buffer.seen.ndim == 1 else "'reservoir' or 'ring'"
         raise errors.UserError(f"buffer policy {policy!r} on a buffer made for {made_for}: give `init` the same policy")
-    if policy == "class_balanced" and classes is None:
-        raise errors.UserError("buffer policy 'class_balanced' needs `classes`, the class of each item")
+    if policy in BY_CLASS and classes is None:
+        raise errors.UserError(f"buffer policy {policy!r} needs `classes`, the class of each item")
     if _item_types(items) != _item_types(buffer.items):
         raise errors.UserError(
             f"items {_item_types(items)} do not match the stored {_item_types(buffer.items)}: what is inserted must "
@@ -158,7 +160,7 @@ def insert(
         )
     num_items, capacity = jax.tree.leaves(items)[0].shape[0], buffer.occupied.shape[0]
     valid = jnp.ones(num_items, bool) if valid is None else valid
-    slot, seen = assign(key, buffer, policy, valid, classes if policy == "class_balanced" else None)
+    slot, seen = assign(key, buffer, policy, valid, classes if policy in BY_CLASS else None)
 
     # Of several items for one slot the last wins. A scatter with repeated indices leaves the winner open on a GPU, so
     # the losers (and the items not kept) go to distinct places past the end, which are dropped.

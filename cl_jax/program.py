@@ -57,6 +57,7 @@ def make_learner(run: Run, data: Data, curriculum: Curriculum, present: jax.Arra
         render_task=show(True),
         num_outputs=view.num_outputs,
         num_active=head_size,
+        classes_per_task=view.stream.classes_per_task,
         head_size=head_size,
         old_outputs=old_outputs(view, present),
         present=present,

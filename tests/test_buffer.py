@@ -28,16 +28,16 @@ def numbered(start: int, stop: int) -> Reference:
 
 def one_by_one(key, policy, capacity, num_classes, items, valid, classes):
     """Algorithm R and FIFO as a book states them, on Python lists; returns slots (None: empty) and counts."""
-    num_regions = num_classes if policy == "class_balanced" else 1
+    num_regions = num_classes if policy in buffers.BY_CLASS else 1
     quota = capacity // num_regions
     slots, seen = [None] * capacity, [0] * num_regions
     for item, is_valid, label in zip(items, valid, classes, strict=True):
-        region = int(label) if policy == "class_balanced" else 0
+        region = int(label) if policy in buffers.BY_CLASS else 0
         if not is_valid or not 0 <= region < num_regions:
             continue
         n = seen[region]
         seen[region] += 1
-        if policy == "ring":
+        if policy in ("ring", "class_ring"):
             offset = n % quota
         elif n < quota:
             offset = n

@@ -28,6 +28,12 @@ from cl_jax.methods.laplace import laplace
 from cl_jax.methods.mas import mas
 from cl_jax.methods.lwf import lwf
 from cl_jax.methods.mir import mir
+from cl_jax.methods.agem import agem
+from cl_jax.methods.ewc import ewc
+from cl_jax.methods.gem import gem
+from cl_jax.methods.gpm import gpm
+from cl_jax.methods.l2 import l2
+from cl_jax.methods.ogd import ogd
 from cl_jax.methods.replay import replay
 from cl_jax.methods.rwalk import rwalk
 from cl_jax.methods.si import si
@@ -51,6 +57,11 @@ METHODS: dict[str, Any] = {
     "gdumb": lambda strength: gdumb(MODEL, 10, num_steps=4),
     "generative-replay": lambda strength: generative_replay(MODEL, hidden=(4,), num_latent=2, labels="soft"),
     "icarl": lambda strength: icarl(MODEL, 12),
+    "agem": lambda strength: agem(MODEL, 2, 20, batch_size=8, policy="class_ring", num_classes=3),
+    "agem-shared": lambda strength: agem(MODEL, 2, 20, batch_size=8, insert="shared", policy="reservoir"),
+    "gem": lambda strength: gem(MODEL, 2, 20, margin=0.1 * strength),
+    "ogd": lambda strength: ogd(MODEL, 2, 4),
+    "gpm": lambda strength: gpm(MODEL, threshold=strength / (1.0 + strength), num_examples=20),
     "ewc+replay": lambda strength: chain(ewc=ewc(MODEL, strength), replay=replay(20)),
     "lwf": lambda strength: lwf(MODEL, strength),
     "lwf-balanced": lambda strength: lwf(MODEL, strength, convention="van_de_ven_2019"),

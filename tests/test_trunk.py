@@ -28,6 +28,7 @@ ENTRIES = (
     *entries_of("replay", replace(BASE, {"methods": {"replay": Replay(capacity=30)}})),
 )
 PROGRAMS = Programs(devices=jax.devices()[:2])
+WAITING = [method for method in (cls() for cls in METHODS.values()) if getattr(method, "waits_for_boundary", False)]
 
 
 class Counting(Silent):
@@ -71,7 +72,7 @@ def run_all(job: runner.Job, data: Data, programs: Programs = PROGRAMS) -> Count
     return progress
 
 
-@pytest.mark.parametrize("method", [cls() for cls in METHODS.values() if getattr(cls, "waits_for_boundary", False)])
+@pytest.mark.parametrize("method", WAITING)
 def test_what_waits_for_a_boundary_trains_as_fine_tuning_until_then(method: Ewc | L2, data: Data) -> None:
     """Its state does not change, and its penalty adds nothing: the same weights but for the order of sums."""
     found = []

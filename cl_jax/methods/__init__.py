@@ -14,6 +14,12 @@ from cl_jax.methods.laplace import Laplace
 from cl_jax.methods.mas import Mas
 from cl_jax.methods.lwf import Lwf
 from cl_jax.methods.mir import Mir
+from cl_jax.methods.agem import Agem
+from cl_jax.methods.ewc import Ewc
+from cl_jax.methods.gem import Gem
+from cl_jax.methods.gpm import Gpm
+from cl_jax.methods.l2 import L2
+from cl_jax.methods.ogd import Ogd
 from cl_jax.methods.replay import Replay
 from cl_jax.methods.rwalk import Rwalk
 from cl_jax.methods.si import Si
@@ -37,4 +43,9 @@ METHODS: dict[str, Any] = {
     "gdumb": Gdumb,
     "generative_replay": GenerativeReplay,
     "icarl": Icarl,
+    "replay": Replay,
+    "agem": Agem,
+    "gem": Gem,
+    "ogd": Ogd,
+    "gpm": Gpm,
 }

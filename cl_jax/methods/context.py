@@ -17,6 +17,7 @@ class Context(NamedTuple):
     render_task: Callable[[Any], Batch]  # the same for rows that are all of one task: faster
     num_outputs: int
     num_active: int  # the most outputs that compete for one example
+    classes_per_task: int  # labels within one task; by index, outputs go task by task unless tasks share them all
     head_size: int  # outputs that share a softmax: those of one task (task-incremental), else all
     old_outputs: jax.Array  # bool [num_outputs], of tasks before the present one; domain-incremental: all after task 1
     present: jax.Array  # int32 (), the task in training, from 0

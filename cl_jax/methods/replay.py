@@ -64,7 +64,7 @@ def replay(
 
     Args:
         capacity: slots of the buffer.
-        num_classes: for policy `class_balanced`.
+        num_classes: for policies by class.
         policy: what the buffer keeps, see `cl_jax.buffer.insert`.
         batch_size: R; None: as many as come in.
         weighting: `union`, `sum` or `balanced`.
@@ -124,7 +124,7 @@ def replay(
         else:
             items = store(examples) if isinstance(examples, Batch) else examples
         items = jax.tree.map(lambda leaf: leaf[order], items)
-        classes = load(items).y if policy == "class_balanced" else None
+        classes = load(items).y if policy in buffers.BY_CLASS else None
         return state._replace(
             buffer=buffers.insert(key_insert, state.buffer, items, policy, task.valid[order], classes)
         )
