@@ -24,23 +24,25 @@ if TYPE_CHECKING:
     from cl_jax.method import Rewritten as Rewritten
     from cl_jax.method import StepInfo as StepInfo
     from cl_jax.method import chain as chain
+    from cl_jax.methods.agem import agem as agem
     from cl_jax.methods.anchoring import anchoring as anchoring
     from cl_jax.methods.der import der as der
     from cl_jax.methods.er_ace import er_ace as er_ace
     from cl_jax.methods.ewc import ewc as ewc
     from cl_jax.methods.gdumb import gdumb as gdumb
+    from cl_jax.methods.gem import gem as gem
     from cl_jax.methods.generative_replay import generative_replay as generative_replay
+    from cl_jax.methods.gpm import gpm as gpm
     from cl_jax.methods.icarl import icarl as icarl
     from cl_jax.methods.l2 import l2 as l2
+    from cl_jax.methods.laplace import laplace as laplace
     from cl_jax.methods.lwf import lwf as lwf
+    from cl_jax.methods.mas import mas as mas
     from cl_jax.methods.mir import mir as mir
-    from cl_jax.methods.agem import agem as agem
-    from cl_jax.methods.ewc import ewc as ewc
-    from cl_jax.methods.gem import gem as gem
-    from cl_jax.methods.gpm import gpm as gpm
-    from cl_jax.methods.l2 import l2 as l2
     from cl_jax.methods.ogd import ogd as ogd
     from cl_jax.methods.replay import replay as replay
+    from cl_jax.methods.rwalk import rwalk as rwalk
+    from cl_jax.methods.si import si as si
     from cl_jax.model import Model as Model
     from cl_jax.model import linen as linen
     from cl_jax.model import nnx as nnx
@@ -58,23 +60,25 @@ _HOMES = {
     "kfac": ("kronecker_factors",),
     "losses": ("task_loss",),
     "method": ("Method", "Rewritten", "StepInfo", "chain"),
+    "methods.agem": ("agem",),
     "methods.anchoring": ("anchoring",),
     "methods.der": ("der",),
     "methods.er_ace": ("er_ace",),
     "methods.ewc": ("ewc",),
     "methods.gdumb": ("gdumb",),
+    "methods.gem": ("gem",),
     "methods.generative_replay": ("generative_replay",),
+    "methods.gpm": ("gpm",),
     "methods.icarl": ("icarl",),
     "methods.l2": ("l2",),
+    "methods.laplace": ("laplace",),
     "methods.lwf": ("lwf",),
+    "methods.mas": ("mas",),
     "methods.mir": ("mir",),
-    "methods.agem": ("agem",),
-    "methods.ewc": ("ewc",),
-    "methods.gem": ("gem",),
-    "methods.gpm": ("gpm",),
-    "methods.l2": ("l2",),
     "methods.ogd": ("ogd",),
     "methods.replay": ("replay",),
+    "methods.rwalk": ("rwalk",),
+    "methods.si": ("si",),
     "model": ("Model", "linen", "nnx"),
     "models.cnn": ("cnn",),
     "models.mlp": ("mlp",),

@@ -16,23 +16,21 @@ from cl_jax.adapters.freeze import freeze
 from cl_jax.adapters.lora import lora
 from cl_jax.batch import Batch, Task
 from cl_jax.method import Method, chain, stream_key
+from cl_jax.methods.agem import agem
 from cl_jax.methods.anchoring import anchoring
 from cl_jax.methods.der import der
 from cl_jax.methods.er_ace import er_ace
 from cl_jax.methods.ewc import ewc
 from cl_jax.methods.gdumb import gdumb
+from cl_jax.methods.gem import gem
 from cl_jax.methods.generative_replay import generative_replay
+from cl_jax.methods.gpm import gpm
 from cl_jax.methods.icarl import icarl
 from cl_jax.methods.l2 import l2
 from cl_jax.methods.laplace import laplace
-from cl_jax.methods.mas import mas
 from cl_jax.methods.lwf import lwf
+from cl_jax.methods.mas import mas
 from cl_jax.methods.mir import mir
-from cl_jax.methods.agem import agem
-from cl_jax.methods.ewc import ewc
-from cl_jax.methods.gem import gem
-from cl_jax.methods.gpm import gpm
-from cl_jax.methods.l2 import l2
 from cl_jax.methods.ogd import ogd
 from cl_jax.methods.replay import replay
 from cl_jax.methods.rwalk import rwalk
@@ -77,8 +75,19 @@ ADAPTERS = {
     "lora-merged": lora(2, 2.0, merge=True, first_task="full"),
     "freeze": freeze("dense_0/"),
 }
-PENALTIES = ["l2", "ewc", "ewc-online", "ewc-proximal", "ewc-sampled", "si", "mas", "rwalk", "laplace"]
-PENALTIES = ["l2", "ewc", "ewc-online", "ewc-proximal", "ewc-sampled", "lwf", "anchoring"]
+PENALTIES = [
+    "l2",
+    "ewc",
+    "ewc-online",
+    "ewc-proximal",
+    "ewc-sampled",
+    "si",
+    "mas",
+    "rwalk",
+    "laplace",
+    "lwf",
+    "anchoring",
+]
 COMBINATIONS = [("l2", "lora"), ("ewc", "freeze"), ("ewc+replay", "lora-merged")]
 TABLE = [(name, "full") for name in METHODS] + COMBINATIONS
 over_the_table = pytest.mark.parametrize(("name", "adapter"), TABLE, ids=["/".join(row) for row in TABLE])

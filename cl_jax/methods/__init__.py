@@ -2,23 +2,21 @@
 
 from typing import Any
 
+from cl_jax.methods.agem import Agem
 from cl_jax.methods.anchoring import Anchoring
 from cl_jax.methods.der import Der, Derpp
 from cl_jax.methods.er_ace import ErAce
 from cl_jax.methods.ewc import Ewc
 from cl_jax.methods.gdumb import Gdumb
+from cl_jax.methods.gem import Gem
 from cl_jax.methods.generative_replay import GenerativeReplay
+from cl_jax.methods.gpm import Gpm
 from cl_jax.methods.icarl import Icarl
 from cl_jax.methods.l2 import L2
 from cl_jax.methods.laplace import Laplace
-from cl_jax.methods.mas import Mas
 from cl_jax.methods.lwf import Lwf
+from cl_jax.methods.mas import Mas
 from cl_jax.methods.mir import Mir
-from cl_jax.methods.agem import Agem
-from cl_jax.methods.ewc import Ewc
-from cl_jax.methods.gem import Gem
-from cl_jax.methods.gpm import Gpm
-from cl_jax.methods.l2 import L2
 from cl_jax.methods.ogd import Ogd
 from cl_jax.methods.replay import Replay
 from cl_jax.methods.rwalk import Rwalk
@@ -31,19 +29,16 @@ METHODS: dict[str, Any] = {
     "si": Si,
     "mas": Mas,
     "rwalk": Rwalk,
-    "replay": Replay,
-    "replay": Replay,
     "lwf": Lwf,
     "anchoring": Anchoring,
+    "replay": Replay,
     "der": Der,
     "derpp": Derpp,
     "er_ace": ErAce,
     "mir": Mir,
-    "replay": Replay,
     "gdumb": Gdumb,
-    "generative_replay": GenerativeReplay,
     "icarl": Icarl,
-    "replay": Replay,
+    "generative_replay": GenerativeReplay,
     "agem": Agem,
     "gem": Gem,
     "ogd": Ogd,
