@@ -13,7 +13,7 @@ from cl_jax.plan import folder_label
 CONFIG = """
 from cl_jax.adapters import Freeze, Full, Lora
 from cl_jax.config import replace
-from cl_jax.experiment import Entry, Experiment, Mlp, Run, sweep
+from cl_jax.experiment import Dropout, Entry, Experiment, Mlp, Run, sweep
 from cl_jax.methods import L2, Ewc, Replay
 from cl_jax.optimizers import Adam, Sgd
 from cl_jax.tasks import Permuted, Rotated, Split
@@ -45,7 +45,9 @@ RUNS = {
     "data='idx:/nowhere'": "/nowhere is not there",
     "model=Mlp(hidden=[8])": "one.model.hidden: expected a tuple of whole numbers",
     "model=Mlp(hidden=(0,))": "one.model.hidden: was given 0; the least allowed is 1",
-    "model=Mlp(hiden=(8,))": "unknown hyper-parameter of Mlp: 'hiden'; known: hidden",
+    "model=Mlp(hiden=(8,))": "unknown hyper-parameter of Mlp: 'hiden'; known: dropout, hidden",
+    "model=Mlp(dropout=0.5)": "one.model.dropout: expected Dropout() or None, was given 0.5",
+    "model=Mlp(input_dropout=Dropout(rate=1))": "one.model.input_dropout.rate: was given 1; allowed are finite numbers",
     "model='mlp'": "Resnet18(), was given the text 'mlp'. Did you mean Mlp()?",
     "model=Adam()": "one.model: expected a config such as Mlp(), Cnn(), Resnet18(), was given Adam(), which",
     "optimizer=Adam": "RmsProp(), Adagrad(), was given the class Adam; write Adam()",
