@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from cl_jax.method import Rewritten as Rewritten
     from cl_jax.method import StepInfo as StepInfo
     from cl_jax.method import chain as chain
+    from cl_jax.methods.average import average as average
     from cl_jax.methods.ewc import ewc as ewc
     from cl_jax.methods.l2 import l2 as l2
     from cl_jax.methods.replay import replay as replay
@@ -44,6 +45,7 @@ _HOMES = {
     "kfac": ("kronecker_factors",),
     "losses": ("task_loss",),
     "method": ("Method", "Rewritten", "StepInfo", "chain"),
+    "methods.average": ("average",),
     "methods.ewc": ("ewc",),
     "methods.l2": ("l2",),
     "methods.replay": ("replay",),

@@ -2,8 +2,14 @@
 
 from typing import Any
 
+from cl_jax.methods.average import Average
 from cl_jax.methods.ewc import Ewc
 from cl_jax.methods.l2 import L2
 from cl_jax.methods.replay import Replay
 
-METHODS: dict[str, Any] = {"l2": L2, "ewc": Ewc, "replay": Replay}
+METHODS: dict[str, Any] = {
+    "l2": L2,
+    "ewc": Ewc,
+    "replay": Replay,
+    "average": Average,
+}
