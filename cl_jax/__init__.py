@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from cl_jax.method import chain as chain
     from cl_jax.methods.average import average as average
     from cl_jax.methods.ewc import ewc as ewc
+    from cl_jax.methods.interpolation import interpolation as interpolation
     from cl_jax.methods.l2 import l2 as l2
     from cl_jax.methods.replay import replay as replay
     from cl_jax.model import Model as Model
@@ -47,6 +48,7 @@ _HOMES = {
     "method": ("Method", "Rewritten", "StepInfo", "chain"),
     "methods.average": ("average",),
     "methods.ewc": ("ewc",),
+    "methods.interpolation": ("interpolation",),
     "methods.l2": ("l2",),
     "methods.replay": ("replay",),
     "model": ("Model", "linen", "nnx"),

@@ -4,6 +4,7 @@ from typing import Any
 
 from cl_jax.methods.average import Average
 from cl_jax.methods.ewc import Ewc
+from cl_jax.methods.interpolation import Interpolation
 from cl_jax.methods.l2 import L2
 from cl_jax.methods.replay import Replay
 
@@ -12,4 +13,5 @@ METHODS: dict[str, Any] = {
     "ewc": Ewc,
     "replay": Replay,
     "average": Average,
+    "interpolation": Interpolation,
 }
