@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from cl_jax.methods.ewc import ewc as ewc
     from cl_jax.methods.interpolation import interpolation as interpolation
     from cl_jax.methods.l2 import l2 as l2
+    from cl_jax.methods.l2_init import l2_init as l2_init
     from cl_jax.methods.replay import replay as replay
     from cl_jax.model import Model as Model
     from cl_jax.model import linen as linen
@@ -50,6 +51,7 @@ _HOMES = {
     "methods.ewc": ("ewc",),
     "methods.interpolation": ("interpolation",),
     "methods.l2": ("l2",),
+    "methods.l2_init": ("l2_init",),
     "methods.replay": ("replay",),
     "model": ("Model", "linen", "nnx"),
     "models.cnn": ("cnn",),

@@ -6,6 +6,7 @@ from cl_jax.methods.average import Average
 from cl_jax.methods.ewc import Ewc
 from cl_jax.methods.interpolation import Interpolation
 from cl_jax.methods.l2 import L2
+from cl_jax.methods.l2_init import L2Init
 from cl_jax.methods.replay import Replay
 
 METHODS: dict[str, Any] = {
@@ -14,4 +15,5 @@ METHODS: dict[str, Any] = {
     "replay": Replay,
     "average": Average,
     "interpolation": Interpolation,
+    "l2_init": L2Init,
 }
