@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from cl_jax.methods.l2 import l2 as l2
     from cl_jax.methods.l2_init import l2_init as l2_init
     from cl_jax.methods.replay import replay as replay
+    from cl_jax.methods.shrink_perturb import shrink_perturb as shrink_perturb
     from cl_jax.model import Model as Model
     from cl_jax.model import linen as linen
     from cl_jax.model import nnx as nnx
@@ -53,6 +54,7 @@ _HOMES = {
     "methods.l2": ("l2",),
     "methods.l2_init": ("l2_init",),
     "methods.replay": ("replay",),
+    "methods.shrink_perturb": ("shrink_perturb",),
     "model": ("Model", "linen", "nnx"),
     "models.cnn": ("cnn",),
     "models.mlp": ("mlp",),

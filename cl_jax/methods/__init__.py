@@ -8,6 +8,7 @@ from cl_jax.methods.interpolation import Interpolation
 from cl_jax.methods.l2 import L2
 from cl_jax.methods.l2_init import L2Init
 from cl_jax.methods.replay import Replay
+from cl_jax.methods.shrink_perturb import ShrinkPerturb
 
 METHODS: dict[str, Any] = {
     "l2": L2,
@@ -16,4 +17,5 @@ METHODS: dict[str, Any] = {
     "average": Average,
     "interpolation": Interpolation,
     "l2_init": L2Init,
+    "shrink_perturb": ShrinkPerturb,
 }
