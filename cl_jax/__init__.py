@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from cl_jax.method import StepInfo as StepInfo
     from cl_jax.method import chain as chain
     from cl_jax.methods.average import average as average
+    from cl_jax.methods.continual_backprop import continual_backprop as continual_backprop
     from cl_jax.methods.ewc import ewc as ewc
     from cl_jax.methods.interpolation import interpolation as interpolation
     from cl_jax.methods.l2 import l2 as l2
@@ -49,6 +50,7 @@ _HOMES = {
     "losses": ("task_loss",),
     "method": ("Method", "Rewritten", "StepInfo", "chain"),
     "methods.average": ("average",),
+    "methods.continual_backprop": ("continual_backprop",),
     "methods.ewc": ("ewc",),
     "methods.interpolation": ("interpolation",),
     "methods.l2": ("l2",),

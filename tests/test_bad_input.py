@@ -13,8 +13,8 @@ from cl_jax.plan import folder_label
 CONFIG = """
 from cl_jax.adapters import Freeze, Full, Lora
 from cl_jax.config import replace
-from cl_jax.experiment import Dropout, Entry, Experiment, Mlp, Run, sweep
-from cl_jax.methods import L2, Ewc, Replay
+from cl_jax.experiment import Cnn, Dropout, Entry, Experiment, Mlp, Run, sweep
+from cl_jax.methods import L2, ContinualBackprop, Ewc, Interpolation, Replay, ShrinkPerturb
 from cl_jax.optimizers import Adam, Sgd
 from cl_jax.tasks import Permuted, Rotated, Split
 
@@ -76,6 +76,10 @@ RUNS = {
     "optimizer=Sgd(use_momentum=True), methods={'e': Ewc(proximal=True)}": "was given Sgd with momentum: use",
     "optimizer=Sgd(), adapter=Lora(rank=2), methods={'e': Ewc(proximal=True)}": "which adapter Lora does not allow",
     "optimizer=Sgd(), adapter=Freeze(), methods={'e': Ewc(proximal=True)}": "which adapter Freeze does not allow",
+    "adapter=Lora(rank=2), methods={'s': ShrinkPerturb()}": "methods.s moves weights directly, which adapter Lora does",
+    "adapter=Freeze(), methods={'c': ContinualBackprop()}": "methods.c moves weights directly, which adapter Freeze",
+    "adapter=Freeze(), methods={'i': Interpolation(continue_from=True)}": "methods.i moves weights directly, which",
+    "model=Cnn(), methods={'c': ContinualBackprop()}": "one: continual_backprop replaces hidden units of dense layers",
     "optimizer=Sgd(), methods={'e': Ewc(proximal=True), 'f': Ewc(proximal=True)}": "methods e and f are both proximal",
 }
 ALLOWED = (
@@ -88,6 +92,8 @@ ALLOWED = (
     "adapter=Lora(rank=8)",
     "model=Mlp(hidden=())",
     "methods={'ewc-2': Ewc(), 'replay_small': Replay()}",
+    "model=Mlp(layer_norm=True, dropout=Dropout(), input_dropout=Dropout()), methods={'c': ContinualBackprop()}",
+    "adapter=Lora(rank=2), methods={'i': Interpolation()}",
 )
 
 # What stands in config.py after `CONFIG` -> what the message has to say.

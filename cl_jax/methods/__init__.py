@@ -3,6 +3,7 @@
 from typing import Any
 
 from cl_jax.methods.average import Average
+from cl_jax.methods.continual_backprop import ContinualBackprop
 from cl_jax.methods.ewc import Ewc
 from cl_jax.methods.interpolation import Interpolation
 from cl_jax.methods.l2 import L2
@@ -18,4 +19,5 @@ METHODS: dict[str, Any] = {
     "interpolation": Interpolation,
     "l2_init": L2Init,
     "shrink_perturb": ShrinkPerturb,
+    "continual_backprop": ContinualBackprop,
 }
