@@ -43,6 +43,14 @@ if TYPE_CHECKING:
     from cl_jax.methods.replay import replay as replay
     from cl_jax.methods.rwalk import rwalk as rwalk
     from cl_jax.methods.si import si as si
+    from cl_jax.methods.average import average as average
+    from cl_jax.methods.continual_backprop import continual_backprop as continual_backprop
+    from cl_jax.methods.ewc import ewc as ewc
+    from cl_jax.methods.interpolation import interpolation as interpolation
+    from cl_jax.methods.l2 import l2 as l2
+    from cl_jax.methods.l2_init import l2_init as l2_init
+    from cl_jax.methods.replay import replay as replay
+    from cl_jax.methods.shrink_perturb import shrink_perturb as shrink_perturb
     from cl_jax.model import Model as Model
     from cl_jax.model import linen as linen
     from cl_jax.model import nnx as nnx
@@ -79,6 +87,14 @@ _HOMES = {
     "methods.replay": ("replay",),
     "methods.rwalk": ("rwalk",),
     "methods.si": ("si",),
+    "methods.average": ("average",),
+    "methods.continual_backprop": ("continual_backprop",),
+    "methods.ewc": ("ewc",),
+    "methods.interpolation": ("interpolation",),
+    "methods.l2": ("l2",),
+    "methods.l2_init": ("l2_init",),
+    "methods.replay": ("replay",),
+    "methods.shrink_perturb": ("shrink_perturb",),
     "model": ("Model", "linen", "nnx"),
     "models.cnn": ("cnn",),
     "models.mlp": ("mlp",),

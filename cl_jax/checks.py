@@ -185,6 +185,11 @@ def _check_with_adapter(run: Run) -> None:
                 f"methods.{name} trains on examples of earlier tasks, which under adapter {adapter} have weights of "
                 f"their own: leave one of the two out"
             )
+        if getattr(method, "evaluates_others", False) and run.adapter.build(run.stream.num_tasks).per_task:
+            raise UserError(
+                f"methods.{name} is evaluated with other weights than those that train, and under adapter {adapter} "
+                f"each task with weights of its own: leave one of the two out"
+            )
 
 
 def _all_train(run: Run) -> bool:

@@ -22,19 +22,29 @@ LARGEST_FLOAT = 3.4028235e38  # traced leaves are float32 in the program
 LARGEST_INT = 2**31 - 1  # steps, sizes and seeds are int32 there
 
 
-def traced(default: float, *, low: float = 0.0, high: float = math.inf) -> Any:
-    """A float leaf with its allowed closed range."""
-    return dataclasses.field(default=default, metadata={"role": "traced", "low": low, "high": high})
+def traced(default: float, *, low: float = 0.0, high: float = math.inf, later: bool = False) -> Any:
+    """A float leaf with its allowed closed range.
+
+    `later`, here and below: the field came when runs without it had been made. At its default it is not named among the
+    hyper-parameters, so that those runs keep their addresses and can be continued.
+    """
+    return dataclasses.field(default=default, metadata={"role": "traced", "low": low, "high": high, "later": later})
 
 
-def static(default: Any, *, choices: Sequence[str] | None = None, low: int | None = None) -> Any:
+def static(default: Any, *, choices: Sequence[str] | None = None, low: int | None = None, later: bool = False) -> Any:
     """A field that shapes the program: allowed names, or the least allowed whole number."""
-    return dataclasses.field(default=default, metadata={"role": "static", "choices": choices, "low": low})
+    metadata = {"role": "static", "choices": choices, "low": low, "later": later}
+    return dataclasses.field(default=default, metadata=metadata)
 
 
-def child(default_factory: Callable[..., Any]) -> Any:
-    """A field that holds another config, or a dict of configs by name."""
-    return dataclasses.field(default_factory=default_factory, metadata={"role": "child"})
+def child(
+    default_factory: Callable[..., Any] | None = None, *, optional: type | None = None, later: bool = False
+) -> Any:
+    """A field that holds another config, or a dict of configs by name; or one of the class `optional`, or None."""
+    metadata = {"role": "child", "optional": optional, "later": later}
+    if default_factory is None:
+        return dataclasses.field(default=None, metadata=metadata)
+    return dataclasses.field(default_factory=default_factory, metadata=metadata)
 
 
 @dataclass_transform(kw_only_default=True, frozen_default=True)  # whatever a field is set to is its default
@@ -65,13 +75,18 @@ def is_config(value: Any) -> bool:
 
 
 def flatten(value: Any, prefix: str = "") -> dict[str, Any]:
-    """Every hyper-parameter by its dotted path; a nested config also gives its kind under its own path."""
+    """Every hyper-parameter by its dotted path; a nested config also gives its kind under its own path.
+
+    Those that are told `later` are missing at their default.
+    """
     if isinstance(value, Mapping):
         parts = [flatten(item, f"{prefix}.{name}" if prefix else name) for name, item in value.items()]
     elif is_config(value):
         parts = [{prefix: type(value).__name__.lower()}] if prefix else []
         for field in dataclasses.fields(value):
             item = getattr(value, field.name)
+            if field.metadata.get("later") and item == field.default:
+                continue
             if field.metadata.get("role") == "traced" and isinstance(item, int):
                 item = float(item)  # 1 and 1.0 are one hyper-parameter
             parts.append(flatten(item, f"{prefix}.{field.name}" if prefix else field.name))
@@ -124,11 +139,19 @@ def check_fields(value: Any, where: str) -> None:
     for field in dataclasses.fields(value):
         item, path, role = getattr(value, field.name), f"{where}.{field.name}", field.metadata.get("role", "static")
         if role == "child":
-            check_fields(item, path)
+            _check_child(item, path, field.metadata.get("optional"))
         elif role == "traced":
             _check_number(item, path, field.metadata["low"], field.metadata["high"])
         else:
             _check_static(item, field, path)
+
+
+def _check_child(item: Any, path: str, optional: type | None) -> None:
+    if optional is not None and item is None:
+        return
+    if optional is not None and not isinstance(item, optional):
+        raise UserError(f"{path}: expected {optional.__name__}() or None, was given {item!r:.200}")
+    check_fields(item, path)
 
 
 def _check_number(item: Any, path: str, low: float = -math.inf, high: float = math.inf) -> None:

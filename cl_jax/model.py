@@ -1,4 +1,4 @@
-"""A model is a pair of pure functions; one more makes its exact Fisher fast, another is for training with dropout."""
+"""A model is a pair of pure functions; others make its exact Fisher fast, train with dropout, and renew units."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -26,12 +26,15 @@ class Model(NamedTuple):
             Layers missing from `inputs` take the general path. `None`: all of the model does.
         train: `(key, params, x) -> logits`, where training steps compute something else than `apply` (dropout).
             `None`: they do not.
+        fresh: `(key, d_in, d_out) -> {"kernel": [d_in, d_out], "bias": [d_out]}`, a dense layer of any size as `init`
+            begins the dense layers, for units that are born anew. `None`: it has none.
     """
 
     init: Callable[[jax.Array, Any], Params]
     apply: Callable[[Params, Any], jax.Array]
     tap: Callable[[Params, dict[str, jax.Array], Any], tuple[jax.Array, dict[str, jax.Array]]] | None = None
     train: Callable[[jax.Array, Params, Any], jax.Array] | None = None
+    fresh: Callable[[jax.Array, int, int], dict[str, jax.Array]] | None = None
 
 
 def training_logits(model: Model, key: jax.Array, params: Params, x: Any) -> jax.Array:

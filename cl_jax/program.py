@@ -65,6 +65,7 @@ def make_learner(run: Run, data: Data, curriculum: Curriculum, present: jax.Arra
         steps=run.steps,
         batch_size=run.batch_size,
         largest_task=largest_task(view.stream, data, "train"),
+        example=_example(data),
     )
     methods = {name: method.build(context) for name, method in run.methods.items()}
     return train.Learner(model, run.optimizer.build(), chain(**methods), run.adapter.build(view.stream.num_tasks))
@@ -108,8 +109,12 @@ def drawn(run: Run, seed: jax.Array, data: Data) -> tuple[Curriculum, Params]:
     key = jax.random.key(seed)
     view = view_of(run, data)
     curriculum = make_curriculum(stream_key(key, "tasks"), view.stream, data)
-    x = jnp.zeros((1, *data.images.shape[1:]), jnp.float32)
-    return curriculum, run.model.build(view.num_outputs).init(stream_key(key, "model"), x)
+    return curriculum, run.model.build(view.num_outputs).init(stream_key(key, "model"), _example(data))
+
+
+def _example(data: Data) -> jax.Array:
+    """What a model receives, of one example: zeros [1, ...]."""
+    return jnp.zeros((1, *data.images.shape[1:]), jnp.float32)
 
 
 def init(run: Run, seed: jax.Array, curriculum: Curriculum, params: Params, data: Data) -> train.TrainState:
@@ -222,10 +227,10 @@ def end_task(
     position = jnp.arange(largest_task(view.stream, data, "train"), dtype=jnp.int32)
     finished = Task(task, task_rows(segments, task, position), position < segments.size[task])
     learner = make_learner(run, data, curriculum, task)
-    state = train.end_task(learner, key, state, finished, reset_optimizer=run.optimizer.reset)
-    if learner.adapter.per_task:
-        return state, (state.base, state.trainable)
-    return state, train.evaluated(learner, state, task)
+    state = train.consolidated(learner, key, state, finished)
+    per_task = learner.adapter.per_task
+    shown = (state.base, state.trainable) if per_task else train.evaluated(learner, state, task)
+    return train.restarted(learner, key, state, reset_optimizer=run.optimizer.reset), shown
 
 
 def row(run: Run, curriculum: Curriculum, shown: Any, data: Data, after: jax.Array) -> jax.Array:

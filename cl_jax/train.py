@@ -154,7 +154,15 @@ def advance(
 def end_task(
     learner: Learner, key: jax.Array, state: TrainState, task: Task, *, reset_optimizer: bool = False
 ) -> TrainState:
-    """The boundary: methods consolidate, the adapter merges, the optimizer is reset if asked.
+    """The boundary: methods consolidate, the adapter merges, and the next task is given its start.
+
+    `consolidated`, then `restarted`; what is evaluated of a task is the state between the two.
+    """
+    return restarted(learner, key, consolidated(learner, key, state, task), reset_optimizer=reset_optimizer)
+
+
+def consolidated(learner: Learner, key: jax.Array, state: TrainState, task: Task) -> TrainState:
+    """What a task has come to: methods consolidate, the adapter merges.
 
     No later step shows what the last one did: a member that it left with a parameter that is not finite or above
     `LARGEST_WEIGHT` is flagged as diverged here, and nothing else changes.
@@ -164,11 +172,16 @@ def end_task(
     state = state._replace(diverged=state.diverged | ~jnp.all(jnp.stack(sound)))
     method_state = learner.method.end_task(stream_key(key, "method"), state.method, params, task)
     base, trainable = learner.adapter.end_task(stream_key(key, "adapter"), state.base, state.trainable, task.number)
+    return kept(state, TrainState(base, trainable, state.optimizer, method_state, state.diverged))
+
+
+def restarted(learner: Learner, key: jax.Array, state: TrainState, *, reset_optimizer: bool = False) -> TrainState:
+    """What the next task starts from: methods move the weights, the optimizer is reset if asked."""
+    trainable = state.trainable
     if learner.adapter.identity:
-        trainable = learner.method.restart(stream_key(key, "restart"), method_state, trainable)
+        trainable = learner.method.restart(stream_key(key, "restart"), state.method, trainable)
     optimizer_state = learner.optimizer.init(trainable) if reset_optimizer else state.optimizer
-    new = TrainState(base, trainable, optimizer_state, method_state, state.diverged)
-    return jax.tree.map(lambda old, fresh: jnp.where(state.diverged, old, fresh), state, new)
+    return kept(state, state._replace(trainable=trainable, optimizer=optimizer_state))
 
 
 def forgotten(optimizer: optax.GradientTransformation, state: Any, where: Params | None) -> Any:

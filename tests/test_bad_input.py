@@ -13,8 +13,8 @@ from cl_jax.plan import folder_label
 CONFIG = """
 from cl_jax.adapters import Freeze, Full, Lora
 from cl_jax.config import replace
-from cl_jax.experiment import Entry, Experiment, Mlp, Run, sweep
-from cl_jax.methods import L2, Ewc, Replay
+from cl_jax.experiment import Cnn, Dropout, Entry, Experiment, Mlp, Run, sweep
+from cl_jax.methods import L2, ContinualBackprop, Ewc, Interpolation, Replay, ShrinkPerturb
 from cl_jax.optimizers import Adam, Sgd
 from cl_jax.tasks import Permuted, Rotated, Split
 
@@ -45,11 +45,13 @@ RUNS = {
     "data='idx:/nowhere'": "/nowhere is not there",
     "model=Mlp(hidden=[8])": "one.model.hidden: expected a tuple of whole numbers",
     "model=Mlp(hidden=(0,))": "one.model.hidden: was given 0; the least allowed is 1",
-    "model=Mlp(hiden=(8,))": "unknown hyper-parameter of Mlp: 'hiden'; known: hidden",
+    "model=Mlp(hiden=(8,))": "unknown hyper-parameter of Mlp: 'hiden'; known: dropout, hidden",
+    "model=Mlp(dropout=0.5)": "one.model.dropout: expected Dropout() or None, was given 0.5",
+    "model=Mlp(input_dropout=Dropout(rate=1))": "one.model.input_dropout.rate: was given 1; allowed are finite numbers",
     "model='mlp'": "Resnet18(), was given the text 'mlp'. Did you mean Mlp()?",
     "model=Adam()": "one.model: expected a config such as Mlp(), Cnn(), Resnet18(), was given Adam(), which",
-    "optimizer=Adam": "one.optimizer: expected a config such as Sgd(), Adam(), was given the class Adam; write Adam()",
-    "optimizer=None": "one.optimizer: expected a config such as Sgd(), Adam(), or one of your own with build",
+    "optimizer=Adam": "RmsProp(), Adagrad(), was given the class Adam; write Adam()",
+    "optimizer=None": "Adagrad(), or one of your own with build, learning_rate, reset; was given None",
     f"optimizer=Adam(learning_rate={NAN})": "one.optimizer.learning_rate: was given nan; allowed are finite numbers",
     "optimizer=Adam(learning_rate=-1)": "one.optimizer.learning_rate: was given -1; allowed are finite numbers from 0",
     "optimizer=Adam(learning_rate=1e39)": "one.optimizer.learning_rate: was given 1e+39; allowed are finite numbers",
@@ -74,6 +76,10 @@ RUNS = {
     "optimizer=Sgd(use_momentum=True), methods={'e': Ewc(proximal=True)}": "was given Sgd with momentum: use",
     "optimizer=Sgd(), adapter=Lora(rank=2), methods={'e': Ewc(proximal=True)}": "which adapter Lora does not allow",
     "optimizer=Sgd(), adapter=Freeze(), methods={'e': Ewc(proximal=True)}": "which adapter Freeze does not allow",
+    "adapter=Lora(rank=2), methods={'s': ShrinkPerturb()}": "methods.s moves weights directly, which adapter Lora does",
+    "adapter=Freeze(), methods={'c': ContinualBackprop()}": "methods.c moves weights directly, which adapter Freeze",
+    "adapter=Freeze(), methods={'i': Interpolation(continue_from=True)}": "methods.i moves weights directly, which",
+    "model=Cnn(), methods={'c': ContinualBackprop()}": "one: continual_backprop replaces hidden units of dense layers",
     "optimizer=Sgd(), methods={'e': Ewc(proximal=True), 'f': Ewc(proximal=True)}": "methods e and f are both proximal",
 }
 ALLOWED = (
@@ -86,6 +92,8 @@ ALLOWED = (
     "adapter=Lora(rank=8)",
     "model=Mlp(hidden=())",
     "methods={'ewc-2': Ewc(), 'replay_small': Replay()}",
+    "model=Mlp(layer_norm=True, dropout=Dropout(), input_dropout=Dropout()), methods={'c': ContinualBackprop()}",
+    "adapter=Lora(rank=2), methods={'i': Interpolation()}",
 )
 
 # What stands in config.py after `CONFIG` -> what the message has to say.

@@ -8,7 +8,7 @@ import pytest
 from cl_jax.adapters import Lora
 from cl_jax.config import check_fields, child, config, flatten, grid, replace, static, traced
 from cl_jax.errors import UserError
-from cl_jax.experiment import Mlp, Run
+from cl_jax.experiment import Dropout, Mlp, Run
 from cl_jax.methods.ewc import Ewc
 from cl_jax.methods.l2 import L2
 from cl_jax.methods.replay import Replay
@@ -45,6 +45,30 @@ def test_flatten_names_every_hyper_parameter():
         "parts.a.rate": 0.25,
         "parts.a.kind": "one",
     }
+
+
+def test_later_fields_are_named_where_they_are_not_at_their_default():
+    """So that a run of before has its address still."""
+    assert flatten(Mlp()) == {"hidden": "100x100", "initialization": "uniform"}
+    flat = flatten(Mlp(layer_norm=True, dropout=Dropout(rate=0.25)))
+    assert flat.keys() - flatten(Mlp()).keys() == {"layer_norm", "dropout", "dropout.rate"}
+    assert flat["layer_norm"] is True and (flat["dropout"], flat["dropout.rate"]) == ("dropout", 0.25)
+
+
+@config
+class Grown:
+    old: float = traced(1.0)
+    rate: float = traced(0.5, later=True)
+    kind: str = static("one", later=True)
+    part: Inner | None = child(optional=Inner, later=True)
+
+
+def test_later_fields_of_every_role():
+    assert flatten(Grown()) == {"old": 1.0} == flatten(Grown(rate=0.5, kind="one", part=None))
+    assert flatten(Grown(rate=1, kind="two")) == {"old": 1.0, "rate": 1.0, "kind": "two"}
+    assert flatten(Grown(part=Inner())) == {"old": 1.0, "part": "inner", "part.rate": 0.5, "part.kind": "one"}
+    assert replace(Grown(part=Inner()), {"part.rate": 0.75}) == Grown(part=Inner(rate=0.75))
+    assert jax.tree.structure(Grown()) != jax.tree.structure(Grown(part=Inner()))
 
 
 def test_flatten_a_run():
@@ -105,6 +129,8 @@ def test_replace_names_the_nearest_path(path, message):
 def test_right_fields_pass():
     check_fields(Outer(limit=2, parts={"a": Inner(rate=0.1), "b": Inner(rate=1)}), "here")
     check_fields(Run(methods={"ewc": Ewc(strength=1e13)}, adapter=Lora(), stream=Split()), "here")
+    check_fields(Grown(), "here")
+    check_fields(Grown(part=Inner()), "here")
 
 
 @pytest.mark.parametrize(
@@ -122,6 +148,9 @@ def test_right_fields_pass():
         ),
         (Outer(parts={"a": Inner(kind="tow")}), r"here.parts.a.kind"),
         (Outer(parts={"a": 3}), r"here.parts.a: expected a config, was given 3 of type int"),
+        (Grown(part=3), r"here.part: expected Inner\(\) or None, was given 3"),
+        (Grown(part=Inner), r"here.part: expected Inner\(\) or None, was given <class"),
+        (Grown(part=Inner(rate=2)), r"here.part.rate: was given 2; allowed are finite numbers from 0.1 to 1"),
         (Outer(inner=Inner), r"here.inner: was given the class Inner; write Inner\(\)"),
         (Outer(size=0), r"here.size: was given 0; the least allowed is 1"),
         (Outer(size=2.0), r"here.size: expected a whole number, was given 2.0"),

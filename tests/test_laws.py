@@ -35,9 +35,18 @@ from cl_jax.methods.ogd import ogd
 from cl_jax.methods.replay import replay
 from cl_jax.methods.rwalk import rwalk
 from cl_jax.methods.si import si
+from cl_jax.methods.average import average
+from cl_jax.methods.continual_backprop import continual_backprop
+from cl_jax.methods.ewc import ewc
+from cl_jax.methods.interpolation import interpolation
+from cl_jax.methods.l2 import l2
+from cl_jax.methods.l2_init import l2_init
+from cl_jax.methods.replay import replay
+from cl_jax.methods.shrink_perturb import shrink_perturb
 from cl_jax.models.mlp import mlp
 
 MODEL = mlp((6,), 3)
+EXAMPLE = jnp.zeros((1, 5))
 OPTIMIZER = optax.chain(optax.trace(0.9), optax.scale(-0.05))
 METHODS: dict[str, Any] = {
     "finetune": lambda strength: Method(),
@@ -67,6 +76,15 @@ METHODS: dict[str, Any] = {
     "derpp": lambda strength: der(20, 3, 0.1 * strength, 0.5, batch_size=4),
     "er_ace": lambda strength: er_ace(20, 3),
     "mir": lambda strength: mir(MODEL, 20, 0.05, candidates=8, batch_size=4),
+    "average": lambda strength: average(0.9),
+    "interpolation": lambda strength: interpolation(0.5),
+    "interpolation-continued": lambda strength: interpolation(0.5, continue_from=True),
+    "l2-init": lambda strength: l2_init(strength),
+    "shrink-perturb": lambda strength: shrink_perturb(
+        1.0 / (1.0 + strength), 0.01 * strength, initial=lambda key: MODEL.init(key, EXAMPLE)
+    ),
+    "shrink-perturb-step": lambda strength: shrink_perturb(1.0 - 0.01 * strength, 0.001 * strength, every="step"),
+    "continual-backprop": lambda strength: continual_backprop(MODEL, EXAMPLE, 0.05 * strength, maturity=2.0),
 }
 # A scale alpha / rank of 1: the default of 8 with this learning rate and momentum really diverges.
 ADAPTERS = {
@@ -88,6 +106,9 @@ PENALTIES = [
     "lwf",
     "anchoring",
 ]
+PENALTIES = ["l2", "ewc", "ewc-online", "ewc-proximal", "ewc-sampled"]
+# Strength 0 is fine-tuning, and what more of it does shows from the first step on or not in how far the weights move.
+OTHERS = ["l2-init", "shrink-perturb", "shrink-perturb-step", "continual-backprop"]
 COMBINATIONS = [("l2", "lora"), ("ewc", "freeze"), ("ewc+replay", "lora-merged")]
 TABLE = [(name, "full") for name in METHODS] + COMBINATIONS
 over_the_table = pytest.mark.parametrize(("name", "adapter"), TABLE, ids=["/".join(row) for row in TABLE])
@@ -212,7 +233,7 @@ def test_a_key_used_twice_would_be_found() -> None:
         jax.jit(lambda seed: life(learner, seed)).trace(0)
 
 
-@pytest.mark.parametrize("name", PENALTIES)
+@pytest.mark.parametrize("name", [*PENALTIES, *OTHERS])
 def test_strength_zero_is_fine_tuning(name: str) -> None:
     for zero, free in zip(*(jax.tree.leaves(run(n, strength=0.0)[1]) for n in (name, "finetune")), strict=True):
         np.testing.assert_allclose(zero, free, rtol=1e-5, atol=1e-6)

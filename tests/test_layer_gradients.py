@@ -67,6 +67,7 @@ MODELS = {
     "cnn": cnn((3, 2), (4,), OUTPUTS),
     "library": cnn((2,), (), OUTPUTS, convolution="library"),
     "resnet": resnet18(2, OUTPUTS, groups=2),
+    "normalised": mlp((4, 3), OUTPUTS, layer_norm=True),
 }
 
 
@@ -119,6 +120,7 @@ def reference(name: str, kind: str):
         *[("sequence", kind) for kind in KINDS],
         ("cnn", "exact"),
         ("library", "empirical"),
+        ("normalised", "exact"),
         pytest.param("resnet", "exact", marks=pytest.mark.slow),
     ],
 )

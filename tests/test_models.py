@@ -12,11 +12,11 @@ from jax import lax
 from cl_jax import train
 from cl_jax.batch import Batch
 from cl_jax.errors import UserError
-from cl_jax.experiment import MODELS
+from cl_jax.experiment import MODELS, Dropout, Mlp
 from cl_jax.model import Model
 from cl_jax.models.cnn import cnn
 from cl_jax.models.conv import convolution, global_average_pool, max_pool
-from cl_jax.models.layers import Layers
+from cl_jax.models.layers import Layers, dropped
 from cl_jax.models.mlp import mlp
 from cl_jax.models.resnet import resnet18
 
@@ -85,6 +85,72 @@ def test_group_norm_by_hand():
     affine = expected.reshape(x.shape) * np.asarray(scale) + np.asarray(bias)
     np.testing.assert_allclose(found, affine, rtol=1e-3, atol=1e-4)
     np.testing.assert_allclose(layers.inputs["norm"], expected.reshape(x.shape), rtol=1e-3, atol=1e-4)
+
+
+def perceptron(params, x):
+    """An MLP with layer normalisation in float64."""
+    h = np.asarray(x, np.float64).reshape(len(x), -1)
+    hidden = sum(name.startswith("norm") for name in params)
+    for i in range(hidden):
+        h = h @ params[f"dense_{i}"]["kernel"] + params[f"dense_{i}"]["bias"]
+        h = (h - h.mean(axis=1, keepdims=True)) / np.sqrt(h.var(axis=1, keepdims=True) + 1e-5)
+        h = np.maximum(h * params[f"norm_{i}"]["scale"] + params[f"norm_{i}"]["bias"], 0)
+    return h @ params[f"dense_{hidden}"]["kernel"] + params[f"dense_{hidden}"]["bias"]
+
+
+def test_layer_norm_by_hand():
+    model, plain, x = mlp((5, 7), 3, layer_norm=True), mlp((5, 7), 3), normal(0, 4, 2, 3)
+    params = model.init(KEY, x)
+    chex.assert_trees_all_equal({name: params[name] for name in ("dense_0", "dense_1", "dense_2")}, plain.init(KEY, x))
+    params = jax.tree.map(lambda leaf: leaf + 0.3 * normal(1, *leaf.shape), params)
+    found, inputs = jax.jit(lambda params, x: model.tap(params, {}, x))(params, x)
+    np.testing.assert_allclose(found, perceptron(jax.tree.map(np.asarray, params), x), rtol=1e-4, atol=1e-4)
+    np.testing.assert_array_equal(jax.jit(model.apply)(params, x), found)
+    np.testing.assert_allclose(jnp.mean(inputs["norm_1"], axis=1), 0, atol=1e-5)
+    np.testing.assert_allclose(jnp.std(inputs["norm_1"], axis=1), 1, atol=1e-3)
+    np.testing.assert_array_less(-1e-9, inputs["dense_2"])  # normalised before the ReLU, not after it
+
+
+def test_dropout_keeps_the_expectation():
+    h = jnp.array([[1.0, -2.0, 3.0]])
+    keys = jax.random.split(KEY, 4000)
+    found = np.asarray(jax.jit(jax.vmap(lambda key: dropped(key, h, jnp.float32(0.3))))(keys))[:, 0]
+    kept = found != 0
+    np.testing.assert_allclose(found[kept], np.broadcast_to(np.asarray(h[0]) / 0.7, found.shape)[kept], rtol=1e-6)
+    np.testing.assert_allclose(kept.mean(axis=0), 0.7, atol=5 * (0.21 / 4000) ** 0.5)
+    assert np.abs(np.corrcoef(kept.T.astype(float))[~np.eye(3, dtype=bool)]).max() < 5 / 4000**0.5
+    np.testing.assert_array_equal(dropped(KEY, h, 0.0), h)
+
+
+def test_only_training_steps_drop():
+    """Inputs are ones and hidden units positive, and these go straight out: the logits show what was dropped."""
+    x = jnp.ones((50, 4))
+    params = {
+        "dense_0": {"kernel": jnp.full((4, 3), 0.25), "bias": jnp.zeros((3,))},
+        "dense_1": {"kernel": jnp.eye(3), "bias": jnp.zeros((3,))},
+    }
+    hidden, inputs = mlp((3,), 3, dropout=jnp.float32(0.5)), mlp((3,), 3, input_dropout=0.5)
+    np.testing.assert_allclose(np.unique(hidden.train(KEY, params, x)), [0, 2], rtol=1e-6)
+    np.testing.assert_allclose(np.unique(inputs.train(KEY, params, x)), [0, 0.5, 1, 1.5, 2], rtol=1e-6)
+    assert (hidden.train(KEY, params, x) != hidden.train(jax.random.key(1), params, x)).any()
+    for model in (hidden, inputs):
+        np.testing.assert_array_equal(model.apply(params, x), mlp((3,), 3).apply(params, x))
+        np.testing.assert_array_equal(model.tap(params, {}, x)[0], model.apply(params, x))
+    learner, batch = train.Learner(hidden, optax.scale(-1.0)), Batch(x, jnp.zeros((50,), jnp.int32))
+    state = train.init(learner, KEY, batch, params)
+    losses = jax.jit(jax.vmap(lambda key: train.train_step(learner, key, state, batch)[1].loss))(jax.random.split(KEY))
+    assert losses[0] != losses[1]
+
+
+def test_rates_of_dropout_are_traced_and_none_is_none():
+    assert mlp((3,), 3).train is None and Mlp().build(3).train is None
+    configs = [Mlp(dropout=Dropout(rate=rate)) for rate in (0.1, 0.9)]
+    assert jax.tree.structure(configs[0]) == jax.tree.structure(configs[1]) != jax.tree.structure(Mlp())
+    params, x = Mlp().build(3).init(KEY, jnp.ones((20, 4))), jnp.ones((20, 4))
+    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *configs)
+    found = jax.jit(jax.vmap(lambda config: config.build(3).train(KEY, params, x)))(stacked)
+    for config, one in zip(configs, found, strict=True):
+        np.testing.assert_allclose(config.build(3).train(KEY, params, x), one, **ROUNDING)
 
 
 class LinenCnn(nn.Module):

@@ -13,9 +13,9 @@ from cl_jax.adapters import Freeze, Lora
 from cl_jax.compiled import Programs
 from cl_jax.config import replace
 from cl_jax.data import Data, split_source
-from cl_jax.experiment import Entry, Experiment, Mlp, Run, members
+from cl_jax.experiment import Dropout, Entry, Experiment, Mlp, Run, members
 from cl_jax.experiment import sweep as entries_of
-from cl_jax.methods import L2, Ewc, Replay
+from cl_jax.methods import L2, Average, ContinualBackprop, Ewc, Interpolation, L2Init, Replay, ShrinkPerturb
 from cl_jax.optimizers import Sgd
 from cl_jax.tasks import Permuted
 from tests.test_waves import two_tasks
@@ -24,6 +24,9 @@ BASE = Run(
     stream=Permuted(num_tasks=2), model=Mlp(hidden=(8,)), optimizer=Sgd(learning_rate=0.1), steps=20, batch_size=8
 )
 EWC = {"ewc": Ewc(strength=1.0)}
+PLASTICITY = {
+    "l": L2Init(), "s": ShrinkPerturb(shrink=0.9), "c": ContinualBackprop(replacement_rate=0.02, maturity=5.0),
+}  # fmt: skip
 RUNS = {
     "finetune": BASE,
     "l2": replace(BASE, {"methods": {"l2": L2(strength=0.1)}}),
@@ -33,6 +36,8 @@ RUNS = {
     "replay": replace(BASE, {"methods": {"replay": Replay(capacity=30)}}),
     "ewc+replay, lora": replace(BASE, {"methods": {**EWC, "replay": Replay(capacity=30)}, "adapter": Lora(rank=2)}),
     "ewc, freeze": replace(BASE, {"methods": EWC, "adapter": Freeze(pattern="dense_0/")}),
+    "averages": replace(BASE, {"methods": {"i": Interpolation(continue_from=True), "a": Average(decay=0.9)}}),
+    "plasticity": replace(BASE, {"methods": PLASTICITY, "model": Mlp(hidden=(8,), layer_norm=True, dropout=Dropout())}),
 }
 PACKINGS = [(1, 1), (2, 2), (4, 1)]  # width, devices
 # Batched and single products round differently, and training carries it on: 5e-7 grows within 40 steps.

@@ -15,7 +15,7 @@ from cl_jax.method import Method
 from cl_jax.methods.ewc import ewc
 from cl_jax.methods.l2 import l2
 from cl_jax.models.mlp import mlp
-from cl_jax.optimizers import Adam, Sgd
+from cl_jax.optimizers import Adagrad, Adam, AdamW, RmsProp, Sgd
 
 KEY = jax.random.key(0)
 OUTPUTS = 3
@@ -24,6 +24,9 @@ OPTIMIZERS = {
     "sgd": Sgd(),
     "momentum": Sgd(momentum=0.9, use_momentum=True),
     "adam": Adam(beta1=0.8, beta2=0.95, epsilon=1e-3),
+    "adamw": AdamW(beta1=0.8, beta2=0.95, epsilon=1e-3, weight_decay=0.3),
+    "rmsprop": RmsProp(decay=0.8, epsilon=1e-3),
+    "adagrad": Adagrad(epsilon=1e-3),
 }
 
 
@@ -32,7 +35,7 @@ def build(name: str) -> optax.GradientTransformation:
     made = OPTIMIZERS[name].build()
 
     def update(gradient, state, params=None):
-        with jax.numpy_dtype_promotion("standard" if name == "adam" else "strict"):
+        with jax.numpy_dtype_promotion("standard" if name.startswith("adam") else "strict"):
             return made.update(gradient, state, params)
 
     return optax.GradientTransformation(made.init, update)
@@ -75,9 +78,16 @@ def steps_by_hand(name, params, batch, rate, num):
         loss, gradient, _ = loss_and_gradient(*theta, batch)
         losses.append(loss)
         for i, g in enumerate(gradient):
-            if name == "adam":
+            if name.startswith("adam"):
                 m[i], v[i] = 0.8 * m[i] + 0.2 * g, 0.95 * v[i] + 0.05 * g**2
-                theta[i] = theta[i] - rate * (m[i] / (1 - 0.8**step)) / (np.sqrt(v[i] / (1 - 0.95**step)) + 1e-3)
+                direction = (m[i] / (1 - 0.8**step)) / (np.sqrt(v[i] / (1 - 0.95**step)) + 1e-3)
+                theta[i] = theta[i] - rate * (direction + (0.3 * theta[i] if name == "adamw" else 0.0))
+            elif name == "rmsprop":
+                v[i] = 0.8 * v[i] + 0.2 * g**2
+                theta[i] = theta[i] - rate * g / (np.sqrt(v[i]) + 1e-3)
+            elif name == "adagrad":
+                v[i] = v[i] + g**2
+                theta[i] = theta[i] - rate * g / np.sqrt(v[i] + 1e-3)
             else:
                 m[i] = (0.9 if name == "momentum" else 0.0) * m[i] + g
                 theta[i] = theta[i] - rate * m[i]

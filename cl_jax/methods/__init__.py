@@ -21,6 +21,14 @@ from cl_jax.methods.ogd import Ogd
 from cl_jax.methods.replay import Replay
 from cl_jax.methods.rwalk import Rwalk
 from cl_jax.methods.si import Si
+from cl_jax.methods.average import Average
+from cl_jax.methods.continual_backprop import ContinualBackprop
+from cl_jax.methods.ewc import Ewc
+from cl_jax.methods.interpolation import Interpolation
+from cl_jax.methods.l2 import L2
+from cl_jax.methods.l2_init import L2Init
+from cl_jax.methods.replay import Replay
+from cl_jax.methods.shrink_perturb import ShrinkPerturb
 
 METHODS: dict[str, Any] = {
     "l2": L2,
@@ -43,4 +51,10 @@ METHODS: dict[str, Any] = {
     "gem": Gem,
     "ogd": Ogd,
     "gpm": Gpm,
+    "replay": Replay,
+    "average": Average,
+    "interpolation": Interpolation,
+    "l2_init": L2Init,
+    "shrink_perturb": ShrinkPerturb,
+    "continual_backprop": ContinualBackprop,
 }

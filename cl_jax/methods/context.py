@@ -6,11 +6,11 @@ from typing import Any, NamedTuple
 import jax
 
 from cl_jax.batch import Batch
-from cl_jax.model import Model
+from cl_jax.model import Model, Params
 
 
 class Context(NamedTuple):
-    """Static but for `present`, `old_outputs` and what `render` closes over."""
+    """Static but for `present`, `old_outputs`, `example` and what `render` closes over."""
 
     model: Model
     render: Callable[[Any], Batch]  # references [B] -> batch, rows of any task
@@ -25,3 +25,8 @@ class Context(NamedTuple):
     steps: int  # a task
     batch_size: int  # of incoming examples a step
     largest_task: int  # the most training rows that one task can have
+    example: jax.Array  # float32 [1, ...], zeros: what the model receives
+
+    def initial(self, key: jax.Array) -> Params:
+        """Initial weights of the model, a draw of their own for each key."""
+        return self.model.init(key, self.example)

@@ -3,6 +3,7 @@
 from typing import Any
 
 from cl_jax.models.cnn import Cnn
+from cl_jax.models.mlp import Dropout as Dropout
 from cl_jax.models.mlp import Mlp
 from cl_jax.models.resnet import Resnet18
 

@@ -40,6 +40,18 @@ def check_images(x: jax.Array, smallest: int, model: str) -> None:
         )
 
 
+def dropped(key: jax.Array, h: jax.Array, rate: jax.Array | float) -> jax.Array:
+    """h / (1 - rate) with probability 1 - rate, else 0, each number by itself: the expectation is h.
+
+    Args:
+        rate: in [0, 1), may be traced.
+
+    Source: Srivastava et al. 2014, JMLR 15; scaled in training, as PyTorch does.
+    """
+    keep = 1.0 - rate
+    return jnp.where(jax.random.bernoulli(key, keep, h.shape), h / keep, jnp.zeros_like(h))
+
+
 class Layers:
     """One pass through a model: computes its layers and records in `inputs` what each received.
 
@@ -71,6 +83,16 @@ class Layers:
         normal = (h - mean) * lax.rsqrt(variance + EPSILON)
         self.inputs[name] = normal
         return self._finish(name, normal * self.params[name]["scale"][None, None, None, :])
+
+    def layer_norm(self, name: str, h: jax.Array) -> jax.Array:
+        """scale * (h - mean) / sqrt(variance + 1e-5) + bias, mean and (biased) variance over an example's features
+        (Ba et al. 2016, arXiv 1607.06450): [..., D] from [..., D].
+        """
+        centred = h - jnp.mean(h, axis=-1, keepdims=True)
+        normal = centred * lax.rsqrt(jnp.mean(jnp.square(centred), axis=-1, keepdims=True) + EPSILON)
+        self.inputs[name] = normal
+        scale = self.params[name]["scale"]
+        return self._finish(name, normal * scale.reshape((1,) * (h.ndim - 1) + scale.shape))
 
     def _finish(self, name: str, y: jax.Array) -> jax.Array:
         if "bias" in self.params[name]:
