@@ -157,6 +157,10 @@ class Replay:
     weighting: str = static("union", choices=WEIGHTINGS)
     insert: str = static("step", choices=INSERTIONS)
 
+    @property
+    def needs_boundaries(self) -> bool:
+        return self.insert == "boundary" or self.weighting == "balanced"
+
     def build(self, context: Context) -> Method:
         return replay(
             self.capacity,
