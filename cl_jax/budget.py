@@ -15,6 +15,7 @@ from cl_jax.devices import memory_bytes
 from cl_jax.errors import UserError
 from cl_jax.evaluate import EVALUATED, chunks
 from cl_jax.experiment import Run
+from cl_jax.tasks.boundaries import is_sharp
 from cl_jax.tasks.stream import largest_task
 from cl_jax.train import TrainState
 
@@ -73,7 +74,8 @@ def plan_windows(run: Run, num_seeds: int, num_members: int, data: Data, chunk: 
     stream, rows = program.view_of(run, data).stream, data.sizes[0]
     most = data.host.budget // data.host.row_bytes // 2
     stored = num_members * stored_rows(run, data)
-    open_rows = largest_task(stream, data, "train") if run.exposure == "current" else rows
+    one_task = run.exposure == "current" and is_sharp(run.boundary)
+    open_rows = largest_task(stream, data, "train") if one_task else rows
 
     def training(steps: int) -> int:
         batches = num_seeds * min(steps * run.batch_size, open_rows)

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from cl_jax import program
 from cl_jax.adapters import ADAPTERS
 from cl_jax.adapters.adapter import Adapter
+from cl_jax.boundary_checks import check_boundary
 from cl_jax.config import LARGEST_INT, check_fields
 from cl_jax.data import Data
 from cl_jax.errors import UserError, did_you_mean
@@ -18,12 +19,13 @@ from cl_jax.experiment import MODELS, Entry, Experiment, Run, hyper_parameters
 from cl_jax.methods import METHODS
 from cl_jax.optimizers import OPTIMIZERS, Sgd
 from cl_jax.schedules import SCHEDULES
-from cl_jax.tasks import STREAMS
+from cl_jax.tasks import BOUNDARIES, STREAMS
 from cl_jax.tasks.stream import View, smallest_task
 
 # What may stand in each field of a run: the parts of the package by name, and what any part there has to have.
 _PARTS: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
     "stream": (STREAMS, ("build", "num_tasks")),
+    "boundary": (BOUNDARIES, ("shown",)),
     "model": (MODELS, ("build",)),
     "optimizer": (OPTIMIZERS, ("build", "learning_rate", "reset")),
     "schedule": (SCHEDULES, ("value",)),
@@ -105,6 +107,8 @@ def _check_part(part: Any, field: str, where: str) -> None:
     for other, (others, _) in _PARTS.items():
         if other != field and type(part) in others.values():
             raise UserError(f"{where}: {expected}, was given {type(part).__name__}(), which belongs in {other!r}")
+    if field == "stream" and hasattr(part, "stream"):
+        _check_part(part.stream, field, f"{where}.stream")
     missing = [name for name in needed if not hasattr(part, name)]
     if missing:
         raise UserError(
@@ -132,6 +136,7 @@ def check_run(run: Run, data: Data, where: str) -> None:
     try:
         view = program.view_of(run, data)
         _check_tasks(run, view, data)
+        check_boundary(run, data)
         model = run.model.build(view.num_outputs)
         images = jax.ShapeDtypeStruct((1, *data.images.shape[1:]), jnp.float32)
         run.adapter.check(jax.eval_shape(model.init, jax.random.key(0), images))

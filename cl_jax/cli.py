@@ -160,11 +160,11 @@ def _list() -> None:
     from cl_jax.methods import METHODS
     from cl_jax.optimizers import OPTIMIZERS
     from cl_jax.schedules import SCHEDULES
-    from cl_jax.tasks import STREAMS
+    from cl_jax.tasks import BOUNDARIES, STREAMS
 
     kinds = {
-        "streams": STREAMS, "methods": METHODS, "adapters": ADAPTERS, "optimizers": OPTIMIZERS, "schedules": SCHEDULES,
-        "models": MODELS,
+        "streams": STREAMS, "boundaries": BOUNDARIES, "methods": METHODS, "adapters": ADAPTERS,
+        "optimizers": OPTIMIZERS, "schedules": SCHEDULES, "models": MODELS,
     }  # fmt: skip
     lines = {kind: {name: _what(value) for name, value in table.items()} for kind, table in kinds.items()}
     for kind, table in {**lines, "data": sources.KNOWN}.items():

@@ -22,6 +22,8 @@ def evaluate(
     curriculum: Curriculum,
     data: Data,
     after: jax.Array,
+    *,
+    recent: int | None = None,
 ) -> jax.Array:
     """Accuracy in [0, 1] and mean cross-entropy in nats on every task.
 
@@ -31,11 +33,24 @@ def evaluate(
     Args:
         params_for: from the number of a task, int32 (), to the parameters that it is evaluated with.
         after: int32 (), number of tasks trained so far.
+        recent: evaluate only the tasks of `evaluated_tasks`, the others are NaN; None: all.
 
     Returns:
         float32 [splits (`EVALUATED`), metrics (`METRICS`), T].
     """
-    return jnp.stack([_split(model, params_for, view, curriculum, data, after, split) for split in EVALUATED])
+    splits = [_split(model, params_for, view, curriculum, data, after, recent, split) for split in EVALUATED]
+    return jnp.stack(splits)
+
+
+def evaluated_tasks(num_tasks: int, after: jax.Array | int, recent: int | None) -> tuple[jax.Array, jax.Array]:
+    """The first of the tasks evaluated after `after` tasks, and the one behind the last: int32 () each.
+
+    All of them if `recent` is None, before any training and at the end; else the `recent` tasks trained last.
+    """
+    after = jnp.asarray(after, jnp.int32)
+    whole = (after == 0) | (after >= num_tasks) if recent is not None else jnp.ones((), bool)
+    first = jnp.where(whole, 0, jnp.maximum(after - (recent or 0), 0))
+    return first, jnp.where(whole, num_tasks, after)
 
 
 def chunks(stream: Stream, data: Data, split: str) -> tuple[int, int]:
@@ -68,7 +83,7 @@ def chunk_sums(
     position = first + jnp.arange(size, dtype=jnp.int32)
     reference = task_rows(segments, task, position)
     present = jnp.maximum(after - 1, 0)
-    batch = render(view, curriculum.tables, data, reference, present, mask="seen", one_task=True)
+    batch = render(view, curriculum.tables, data, reference, present, mask=view.evaluation_mask, one_task=True)
     logits = model.apply(params, batch.x)
     valid = (position < segments.size[task]).astype(jnp.float32)
     assert batch.active is not None
@@ -87,6 +102,7 @@ def _split(
     curriculum: Curriculum,
     data: Data,
     after: jax.Array,
+    recent: int | None,
     split: str,
 ) -> jax.Array:
     num_chunks, size = chunks(view.stream, data, split)
@@ -102,4 +118,9 @@ def _split(
         sums, _ = jax.lax.scan(add, jnp.zeros((len(METRICS),), jnp.float32), firsts)
         return sums * each_share(segments.size[task])
 
-    return jax.lax.map(one_task, jnp.arange(view.stream.num_tasks, dtype=jnp.int32)).T
+    num_tasks = view.stream.num_tasks
+    if recent is None:
+        return jax.lax.map(one_task, jnp.arange(num_tasks, dtype=jnp.int32)).T
+    first, end = evaluated_tasks(num_tasks, after, recent)
+    unknown = jnp.full((num_tasks, len(METRICS)), jnp.nan, jnp.float32)
+    return jax.lax.fori_loop(first, end, lambda task, rows: rows.at[task].set(one_task(task)), unknown).T

@@ -21,7 +21,7 @@ from cl_jax.models import Mlp as Mlp
 from cl_jax.models import Resnet18 as Resnet18
 from cl_jax.optimizers import Adam
 from cl_jax.schedules import TaskDecay
-from cl_jax.tasks import Permuted
+from cl_jax.tasks import Permuted, Sharp
 from cl_jax.tasks.stream import EXPOSURES, SCENARIOS, TRAINING_MASKS
 
 
@@ -32,12 +32,16 @@ class Run:
     Attributes:
         data: name of the source, see `cl_jax.sources.load`.
         validation: share of the training rows held out for choosing hyper-parameters.
-        stream: Permuted, Rotated, Split, or a config of your own with `build(data) -> Stream`.
+        stream: one of `cl_jax.tasks.STREAMS`, or a config of your own with `num_tasks` and `build(data) -> Stream`.
         scenario: "domain", "task" or "class" (van de Ven and Tolias 2019).
         training_mask: which outputs compete in class-incremental training: "seen", "all" or "current".
         exposure: "current" task only; "seen" or "all": joint training on the tasks so far, or on all.
+        boundary: how one task passes into the next, at once or gradually, see `cl_jax.tasks.boundaries`.
         methods: by name, in the order of application; empty is fine-tuning.
         steps: training steps a task. batch_size: new examples a step.
+        passes: in place of steps, over the examples of each task: one is online learning, see `cl_jax.passes`.
+        recent: after a task evaluate only this many newest tasks, all of them before the first and after the last: the
+            rest of R is NaN, and with 1 average accuracy, learning accuracy and backward transfer are what they were.
     """
 
     data: str = static("digits")
@@ -46,6 +50,7 @@ class Run:
     scenario: str = static("domain", choices=SCENARIOS)
     training_mask: str = static("seen", choices=TRAINING_MASKS)
     exposure: str = static("current", choices=EXPOSURES)
+    boundary: Any = child(Sharp)
     model: Any = child(Mlp)
     optimizer: Any = child(Adam)
     schedule: Any = child(TaskDecay)
@@ -53,6 +58,8 @@ class Run:
     methods: dict[str, Any] = child(dict)
     steps: int = static(500, low=1)
     batch_size: int = static(32, low=1)
+    passes: int | None = static(None, low=1)
+    recent: int | None = static(None, low=1)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -96,10 +103,25 @@ def sweep(label: str, run: Run, axes: Mapping[str, Sequence[Any]] | None = None)
 
 
 def stream_label(run: Run) -> str:
-    """`permuted-digits/domain`; of a folder of files its last name, of a TFDS set its name."""
+    """`permuted-digits/domain`; of a folder of files its last name, of a TFDS set its name.
+
+    What a stream is made of stands before it with its numbers, since other numbers are another problem and no setting
+    to choose: `fuzzy0.5-noisylabels0.2-split-digits/class`.
+    """
     kind, _, rest = run.data.partition(":")
     data = Path(rest).name if kind == "idx" else rest
-    return f"{type(run.stream).__name__.lower()}-{data or kind}/{run.scenario}"
+    parts = [] if isinstance(run.boundary, Sharp) else [run.boundary]
+    stream = run.stream
+    while stream is not None:
+        parts.append(stream)
+        stream = getattr(stream, "stream", None)
+    return f"{'-'.join(map(_kind, parts))}-{data or kind}/{run.scenario}"
+
+
+def _kind(part: Any) -> str:
+    fields = dataclasses.fields(part) if dataclasses.is_dataclass(part) else ()
+    numbers = [getattr(part, field.name) for field in fields if field.metadata.get("role") == "traced"]
+    return type(part).__name__.lower() + "-".join(f"{number:g}" for number in numbers)
 
 
 def members(experiment: Experiment, data_sha256: Mapping[str, str]) -> list[Member]:
@@ -116,9 +138,17 @@ def address(entry: Entry, seed: int, data_sha256: str) -> str:
     return address_of({**hyper_parameters(entry.run), "seed": seed, "data": data_sha256, "label": entry.label})
 
 
+# Settings that runs once did not have, with what those runs then did: left out of an address, so that it stays theirs.
+ONCE: dict[str, Any] = {
+    "boundary": "sharp", "passes": None, "recent": None, "stream.class_seed": None, "stream.permutations": "stored",
+}  # fmt: skip
+
+
 def address_of(content: Mapping[str, Any]) -> str:
     """12 hexadecimal digits of names and values."""
-    text = json.dumps(content, sort_keys=True, allow_nan=False)
+    absent = object()
+    kept = {name: value for name, value in content.items() if ONCE.get(name, absent) != value}
+    text = json.dumps(kept, sort_keys=True, allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 

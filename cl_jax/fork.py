@@ -81,7 +81,7 @@ def _checked(found: Leaves, size: int) -> Leaves:
 def stopped(held: Boundary, task: int) -> np.ndarray:
     """bool [members of the shard]: stopped before this boundary, so that no row of the record is of it."""
     record = held.leaves["record",]
-    return np.asarray(np.isnan(record[:, task : task + 1, 0, 0, 0]).all(axis=1))
+    return np.asarray(np.isnan(record[:, task : task + 1, 0, 0]).all(axis=(1, 2)))
 
 
 def standing(crew: Crew, task: int, parents: Sequence[tuple[Parent, str]]) -> Standing:

@@ -94,7 +94,7 @@ def _configuration(entry: Entry) -> str:
 def _group(entry: Entry) -> str:
     """The method and its tasks."""
     settings = hyper_parameters(entry.run)
-    of_tasks = ("data", "validation", "stream", "scenario")
+    of_tasks = ("data", "validation", "stream", "scenario", "boundary")
     return json.dumps([entry.label, {name: settings[name] for name in settings if name.split(".")[0] in of_tasks}])
 
 
@@ -129,6 +129,11 @@ class Halving:
 
     def check(self) -> None:
         """Raises UserError where nothing could be stopped, or the output folder was begun otherwise."""
+        if any(entry.run.recent is not None for entry in self._entries):
+            raise UserError(
+                f"--halving {self.factor}: compares accuracy on all tasks so far, of which `recent` measures the "
+                f"newest alone; leave one of the two out"
+            )
         groups = [_group(entry) for entry in self._entries]
         if not self.boundaries or len(set(groups)) == len(groups):
             why = "no method has two configurations" if self.boundaries else "no task is left after a first decision"

@@ -1,12 +1,13 @@
 """A checked experiment: read, checked against its data, planned; nothing is compiled and nothing written."""
 
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
 
-from cl_jax import origin, plan, program, results, sources, sweep, trunk, waves
+from cl_jax import origin, passes, plan, program, results, sources, sweep, trunk, waves
 from cl_jax.budget import image_budget
 from cl_jax.checks import check_experiment, check_runs
 from cl_jax.config import LARGEST_INT
@@ -76,7 +77,7 @@ def prepare(
     if data is not None:
         changes["data"] = data
     if steps is not None:
-        changes["steps"] = steps
+        changes |= {"steps": steps, "passes": None}
     check_experiment(experiment)
     if seeds is not None:
         experiment = dataclasses.replace(experiment, seeds=tuple(range(seeds)))
@@ -97,6 +98,9 @@ def prepare(
     on_device = {
         (name, share): split_source(loaded[name], share, budget=allowed if streamed else None) for name, share in wanted
     }
+    experiment = dataclasses.replace(
+        experiment, entries=tuple(_with_steps(entry, on_device) for entry in experiment.entries)
+    )
     check_runs(experiment.entries, on_device)
     sha256 = {name: source.sha256 for name, source in loaded.items()}
     everyone, forks = members(experiment, sha256), None
@@ -126,6 +130,14 @@ def prepare(
         experiment=experiment, data=on_device, shards=shards, trunks=trunks, trunk_of=trunk_of, out=out, forks=forks,
         halving=halved,
     )  # fmt: skip
+
+
+def _with_steps(entry: Entry, data: Mapping[tuple[str, float], Data]) -> Entry:
+    try:
+        run = passes.with_steps(entry.run, data[entry.run.data, entry.run.validation])
+    except UserError as error:
+        raise UserError(f"{entry.label}: {error}") from error
+    return dataclasses.replace(entry, run=run)
 
 
 def _check_out(out: Path, experiment: Experiment) -> None:

@@ -18,11 +18,12 @@ from cl_jax.batch import Reference, Task
 from cl_jax.data import Data
 from cl_jax.evaluate import chunk_sums, evaluate
 from cl_jax.experiment import Run
-from cl_jax.method import chain, stream_key
+from cl_jax.method import Method, chain, stream_key
 from cl_jax.methods.context import Context
 from cl_jax.model import Params
 from cl_jax.optimizers import Sgd
 from cl_jax.schedules import TaskDecay
+from cl_jax.tasks.boundaries import Layout, Sharp, blurry_references, is_sharp
 from cl_jax.tasks.stream import (
     Curriculum,
     Segments,
@@ -37,11 +38,20 @@ from cl_jax.tasks.stream import (
 
 
 def view_of(run: Run, data: Data) -> View:
-    return View(run.stream.build(data), run.scenario, run.training_mask)
+    # Where task ids are withheld, nobody can say which outputs are of tasks seen.
+    evaluated = "seen" if is_sharp(run.boundary) else "all"
+    return View(run.stream.build(data), run.scenario, run.training_mask, evaluated)
 
 
 def make_learner(run: Run, data: Data, curriculum: Curriculum, present: jax.Array) -> train.Learner:
     """The four values that train one member during task `present` (int32, traced)."""
+    model = run.model.build(view_of(run, data).num_outputs)
+    methods = make_methods(run, data, curriculum, present)
+    return train.Learner(model, run.optimizer.build(), chain(**methods), run.adapter.build(run.stream.num_tasks))
+
+
+def make_methods(run: Run, data: Data, curriculum: Curriculum, present: jax.Array) -> dict[str, Method]:
+    """A member's methods during task `present`, by name."""
     view = view_of(run, data)
     model = run.model.build(view.num_outputs)
 
@@ -67,8 +77,7 @@ def make_learner(run: Run, data: Data, curriculum: Curriculum, present: jax.Arra
         largest_task=largest_task(view.stream, data, "train"),
         example=_example(data),
     )
-    methods = {name: method.build(context) for name, method in run.methods.items()}
-    return train.Learner(model, run.optimizer.build(), chain(**methods), run.adapter.build(view.stream.num_tasks))
+    return {name: method.build(context) for name, method in run.methods.items()}
 
 
 class World(NamedTuple):
@@ -83,14 +92,15 @@ def world_of(run: Run) -> Run:
     """The run without what trains it: runs that are equal in this share tasks, initial weights and evaluation."""
     return dataclasses.replace(
         run, training_mask="seen", exposure="current", optimizer=Sgd(), schedule=TaskDecay(), adapter=Full(),
-        methods={}, steps=1, batch_size=1,
+        methods={}, steps=1, batch_size=1, passes=None, recent=None,
+        boundary=run.boundary if run.scenario == "class" else Sharp(),  # else it changes nothing of these
     )  # fmt: skip
 
 
 def evaluation_of(run: Run) -> Run:
-    """The run as `row` needs it: `world_of`, with the adapter where each task is evaluated with its own parameters."""
+    """The run as `row` needs it: `world_of`, which tasks are evaluated, and an adapter with parameters of each."""
     adapter = run.adapter if per_task(run) else Full()
-    return dataclasses.replace(world_of(run), adapter=adapter)
+    return dataclasses.replace(world_of(run), adapter=adapter, recent=run.recent)
 
 
 def per_task(run: Run) -> bool:
@@ -179,8 +189,12 @@ def state_bytes(run: Run, data: Data) -> int:
 
 def references_of(run: Run, seed: jax.Array, segments: Segments, task: jax.Array, numbers: jax.Array) -> Reference:
     """The batches [S, B] of given steps int32 [S] of a task; `segments` are those of the training set."""
-    key = jax.random.fold_in(stream_key(jax.random.key(seed), "batches"), task)
-    return sample_references(key, segments, run.exposure, task, numbers, run.batch_size)
+    key = stream_key(jax.random.key(seed), "batches")
+    if not is_sharp(run.boundary):
+        key_boundaries = stream_key(jax.random.key(seed), "boundaries")
+        layout = Layout(run.stream.num_tasks, run.steps, run.batch_size)
+        return blurry_references(key, key_boundaries, segments, run.boundary, layout, task, numbers)
+    return sample_references(jax.random.fold_in(key, task), segments, run.exposure, task, numbers, run.batch_size)
 
 
 def steps(
@@ -203,7 +217,7 @@ def steps(
     numbers = first_step + jnp.arange(num_steps, dtype=jnp.int32)
     references = references_of(run, seed, curriculum.segments["train"], task, numbers)
     key_steps = jax.random.fold_in(stream_key(key, "steps"), task)
-    one_task = run.exposure == "current"
+    one_task = run.exposure == "current" and is_sharp(run.boundary)
 
     def one(state: train.TrainState, item: tuple[jax.Array, Reference]) -> tuple[train.TrainState, jax.Array]:
         number, reference = item
@@ -241,7 +255,8 @@ def row(run: Run, curriculum: Curriculum, shown: Any, data: Data, after: jax.Arr
         shown: parameters; where each task has its own, what the adapter makes them of: (base, trainable).
     """
     view = view_of(run, data)
-    return evaluate(run.model.build(view.num_outputs), params_for(run, shown), view, curriculum, data, after)
+    model = run.model.build(view.num_outputs)
+    return evaluate(model, params_for(run, shown), view, curriculum, data, after, recent=run.recent)
 
 
 def row_part(

@@ -127,7 +127,7 @@ def rows(
     members: Sequence[Member], record: np.ndarray, diverged: np.ndarray, rows_done: np.ndarray,
     stopped: np.ndarray | None = None,
 ) -> list[dict[str, Any]]:  # fmt: skip
-    """Table rows of members from their record: of each, as many as it has.
+    """Table rows of members from their record: of each, as many as it has; none of what was not measured.
 
     Args:
         record: float32 [members, T + 1, splits, metrics, T]; row r of the second axis: after r tasks.
@@ -150,6 +150,8 @@ def rows(
             for s, split in enumerate(EVALUATED):
                 for m, metric in enumerate(METRICS):
                     for task in range(record.shape[-1]):
+                        if np.isnan(record[number, after, s, METRICS.index("accuracy"), task]):
+                            continue  # an accuracy that was measured is a number
                         value = float(record[number, after, s, m, task])
                         place = {"after_task": after, "task": task + 1, "split": split, "metric": metric}
                         made.append({**fixed, **place, "value": value, **config})

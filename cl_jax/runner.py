@@ -11,7 +11,7 @@ from typing import Any
 
 import jax
 
-from cl_jax import compiled, estimate, packing, plan, provenance, results, stages, sweep, trunk, waves
+from cl_jax import compiled, estimate, packing, passes, plan, provenance, results, stages, sweep, trunk, waves
 from cl_jax.checkpoint import KEPT_STEPS
 from cl_jax.errors import UserError
 from cl_jax.job import Job, data_of
@@ -126,6 +126,10 @@ def describe(job: Job, *, measure: bool = False, say: Callable[[str], None] = pr
             )
     estimate.show(estimate.table(estimates, [shard for shard in job.shards if shard.done]))
     say(estimate.summary(estimates))
+    runs = [entry.run for entry in job.experiment.entries]
+    for text in dict.fromkeys(passes.in_words(run, job.data[run.data, run.validation]) for run in runs):
+        if text:
+            say(text)
     if job.halving is not None:
         say(f"at most: {job.halving.words}")
     for shard in job.shards:

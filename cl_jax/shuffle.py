@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 ROUNDS = 8  # four suffice for a pseudo-random permutation (Luby and Rackoff 1988); tiny ranges want more
+LARGEST_COUNT = 2**24  # float32 holds every whole number below, which the square root needs
 
 
 def _mix(value: jax.Array) -> jax.Array:
@@ -27,7 +28,7 @@ def shuffled_index(key: jax.Array, epoch: jax.Array, position: jax.Array, count:
         key: a typed key.
         epoch: int32 [...], broadcastable to `position`.
         position: int32 [...], each in [0, count).
-        count: int32 (), at least 1, less than 2^24.
+        count: int32 (), at least 1, less than `LARGEST_COUNT`.
 
     Returns:
         int32 [...].

@@ -23,7 +23,7 @@ import numpy as np
 from cl_jax import program
 from cl_jax.budget import Windows, references_in
 from cl_jax.data import Data
-from cl_jax.evaluate import EVALUATED, METRICS, chunks, each_share
+from cl_jax.evaluate import EVALUATED, METRICS, chunks, each_share, evaluated_tasks
 from cl_jax.experiment import Run
 from cl_jax.tasks.stream import Curriculum, Segments
 from cl_jax.train import TrainState
@@ -145,13 +145,16 @@ class Feed:
         with contextlib.closing(read_ahead([rows], self._windows.task, self._data)) as windows:
             yield next(windows)
 
-    def evaluate(self, score: Callable[[Data, str, int, int], jax.Array]) -> np.ndarray:
+    def evaluate(self, score: Callable[[Data, str, int, int], jax.Array], after: int) -> np.ndarray:
         """A row of R for each member, as `cl_jax.evaluate.evaluate` gives it: float32 [wave, splits, metrics, T].
 
         Args:
             score: `(data, split, task, first) -> sums`, those of `cl_jax.evaluate.chunk_sums`, [wave, metrics].
+            after: tasks trained so far.
         """
-        groups, rows = self._evaluation()
+        num_tasks = self._run.stream.num_tasks
+        first, end = map(int, evaluated_tasks(num_tasks, after, self._run.recent))
+        groups, rows = self._evaluation(range(first, end))
         sizes = np.array([[each.segments[split].size for split in EVALUATED] for each in self._members])
         sums = np.zeros((*sizes.shape[:2], len(METRICS), sizes.shape[2]), np.float32)
         with contextlib.closing(read_ahead(rows, self._windows.evaluation, self._data)) as windows:
@@ -160,9 +163,10 @@ class Feed:
                 scored = [(split, task, score(window, split, task, first)) for split, task, first in group]
                 for split, task, part in scored:
                     sums[:, EVALUATED.index(split), :, task] += np.asarray(part)
+        sums[..., np.r_[:first, end:num_tasks]] = np.nan  # not measured
         return sums * np.asarray(each_share(jnp.asarray(sizes)))[:, :, None, :]
 
-    def _evaluation(self) -> tuple[list[list[tuple[str, int, int]]], list[Rows]]:
+    def _evaluation(self, tasks: range) -> tuple[list[list[tuple[str, int, int]]], list[Rows]]:
         """What is evaluated with each window, as (split, task, first position), and the window's rows."""
         stream = program.view_of(self._run, self._data).stream
         groups: list[list[tuple[str, int, int]]] = [[]]
@@ -171,7 +175,7 @@ class Feed:
             segments = self._segments(split)
             num_chunks, size = chunks(stream, self._data, split)
             for first in range(0, num_chunks * size, size):
-                for task in range(stream.num_tasks):
+                for task in tasks:
                     wanted = _task_rows(segments, task, first + np.arange(size))
                     joined = _union(self._data, rows[-1], wanted)
                     if len(joined) > self._windows.evaluation:

@@ -122,7 +122,7 @@ def _one_task(
 ) -> Standing:
     """Trains, ends and evaluates a task for every member that goes on and has not diverged.
 
-    The row of a diverged member is repeated; one that has stopped gets none.
+    The row of a diverged member is repeated, unless the next one is of other tasks; one that has stopped gets none.
 
     Args:
         ends: int [members], see `publish`.
@@ -130,9 +130,10 @@ def _one_task(
     """
     going = ends > task
     diverged = going & (False if before.state is None else before.state.diverged)
+    rests = diverged if crew.members[0].entry.run.recent is None else np.zeros_like(diverged)
     record = before.record.copy()
     record[going, task + 1] = record[going, task]
-    waves, parts = muster(crew, np.flatnonzero(going & ~diverged)), []
+    waves, parts = muster(crew, np.flatnonzero(going & ~rests)), []
     for wave in waves:
         with crew.programs.busy:
             state = first_states(crew, wave) if before.state is None else on_devices(crew, wave, before.state)
@@ -143,6 +144,6 @@ def _one_task(
             state, row = end_task(crew, wave, state, task)
             parts.append(to_host(wave, state))
             record[wave.places, task + 1] = to_host(wave, row)
-    progress.restored(int(diverged.sum()) * crew.members[0].entry.run.steps)
+    progress.restored(int(rests.sum()) * crew.members[0].entry.run.steps)
     host = gathered(waves, parts, before.state, len(crew.members)) if waves else before.state
     return Standing(task + 1, host, record)

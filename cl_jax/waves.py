@@ -117,7 +117,7 @@ def end_task(crew: Crew, wave: Wave, state: TrainState, task: int) -> tuple[Trai
     feed = feed_of(crew, wave)
     with feed.boundary(state, task) as data:
         state, params = jax.block_until_ready(crew.programs.boundary(wave, state, data, task))
-    return state, feed.evaluate(partial(crew.programs.row_part, wave, params, task + 1))
+    return state, feed.evaluate(partial(crew.programs.row_part, wave, params, task + 1), task + 1)
 
 
 def windows_of(shard: Shard, data: Data, num_devices: int) -> Windows:

@@ -16,7 +16,7 @@ from cl_jax.config import replace
 from cl_jax.experiment import Cnn, Dropout, Entry, Experiment, Mlp, Run, sweep
 from cl_jax.methods import L2, ContinualBackprop, Ewc, Interpolation, Replay, ShrinkPerturb
 from cl_jax.optimizers import Adam, Sgd
-from cl_jax.tasks import Permuted, Rotated, Split
+from cl_jax.tasks import *
 
 base = Run(stream=Permuted(num_tasks=2), model=Mlp(hidden=(8,)), steps=4)
 experiment = Experiment(name="tiny", description="", entries=sweep("one", base), seeds=(0, 1))
@@ -37,6 +37,29 @@ RUNS = {
     "stream=Split(num_tasks=11)": "one: stream.num_tasks: was given 11 split tasks, but the data has 10",
     "training_mask='all'": "one.training_mask: was given 'all' in scenario 'domain', where it changes nothing",
     "exposure='sen'": "Did you mean 'seen'?",
+    "boundary='fuzy'": "one.boundary: expected a config such as Sharp(), Fuzzy(), LinearDecay(), Scattered(), was",
+    "boundary=Fuzzy(width=1.5)": "one.boundary.width: was given 1.5; allowed are finite numbers from 0 to 1",
+    "boundary=Fuzzy(), exposure='seen'": "one: boundary Fuzzy says which tasks are shown, and so does exposure 'seen'",
+    "boundary=Fuzzy(), scenario='task'": "one: boundary Fuzzy withholds tasks, which scenario 'task' tells: use",
+    "boundary=LinearDecay(), scenario='class'": "where training_mask 'seen' may leave out the right output: use",
+    "boundary=Fuzzy(), methods={'e': Ewc(), 'r': Replay()}": "leaves no boundary at which methods.e could act",
+    "boundary=Fuzzy(), methods={'r': Replay(weighting='balanced')}": "no boundary at which methods.r could act",
+    "boundary=Fuzzy(), adapter=Lora(rank=2)": "one: boundary Fuzzy leaves no boundary at which adapter Lora could act",
+    "boundary=Fuzzy(), adapter=Freeze(), optimizer=Adam(reset=True)": "which adapter Freeze and optimizer.reset could",
+    "boundary=Scattered(), steps=2**18": "one: boundary Scattered shuffles fewer than 16777216 examples, and",
+    "passes=0": "one.passes: was given 0; the least allowed is 1",
+    "passes=2, stream=Split()": "one: passes: was given 2 for tasks that differ in size",
+    "recent=0": "one.recent: was given 0; the least allowed is 1",
+    "stream=Repeated(order=(0, 7))": "one: stream.order: was given (0, 7); expected at least one number of a task",
+    "stream=Repeated(order=())": "one: stream.order: was given ()",
+    "stream=Repeated(order=2)": "one.stream.order: expected a tuple of whole numbers",
+    "stream=Repeated(stream='permutd')": "was given the text 'permutd'. Did you mean Permuted()?",
+    "stream=Unequal(stream=Adam())": "one.stream.stream: expected a config such as Permuted(), Rotated(), Corrupted()",
+    "stream=Unequal(ratio=0.0)": "one: stream.ratio: was given 0.0; allowed are shares above 0, up to 1",
+    "stream=Corrupted(kinds=('none', 'blurr'))": "unknown corruption in stream.kinds 'blurr'",
+    "stream=Corrupted(severity=6)": "one: stream.severity: was given 6; the most allowed is 5",
+    "stream=NoisyLabels(stream=Split(num_tasks=10))": "with one class a task there is none: use fewer tasks",
+    "stream=Split(class_order='natural', class_seed=1)": "stream.class_seed: was given 1 for class_order 'natural'",
     f"validation={NAN}": "one.validation: was given nan",
     "validation=1.5": "one.validation: was given 1.5; allowed are shares between 0 and 1",
     "validation=1e-9": "leaves 1438 training, 0 validation",
@@ -89,6 +112,11 @@ ALLOWED = (
     "methods={'r': Replay(capacity=2588)}",
     "methods={'r': Replay(capacity=10, policy='class_balanced')}",
     "optimizer=Sgd(learning_rate=1), methods={'e': Ewc(proximal=True), 'l': L2()}",
+    "boundary=Fuzzy(), methods={'r': Replay()}",
+    "boundary=Scattered(share=1), scenario='class', training_mask='all', stream=Split()",
+    "boundary=LinearDecay(), adapter=Lora(rank=2, first_task='lora')",
+    "boundary=LinearDecay(), adapter=Freeze(from_task=0)",
+    "stream=NoisyLabels(stream=Unequal(stream=Repeated(order=(0, 1, 0)))), passes=1, recent=1",
     "adapter=Lora(rank=8)",
     "model=Mlp(hidden=())",
     "methods={'ewc-2': Ewc(), 'replay_small': Replay()}",

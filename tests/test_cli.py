@@ -93,9 +93,9 @@ def test_list_has_a_line_for_everything(capsys: pytest.CaptureFixture[str]) -> N
     cli.main(["list"])
     lines = capsys.readouterr().out.splitlines()
     kinds = [line for line in lines if not line.startswith("  ")]
-    assert kinds == ["streams", "methods", "adapters", "optimizers", "schedules", "models", "data"]
+    assert kinds == ["streams", "boundaries", "methods", "adapters", "optimizers", "schedules", "models", "data"]
     tables = (
-        tasks.STREAMS, methods.METHODS, adapters.ADAPTERS, optimizers.OPTIMIZERS, schedules.SCHEDULES,
+        tasks.STREAMS, tasks.BOUNDARIES, methods.METHODS, adapters.ADAPTERS, optimizers.OPTIMIZERS, schedules.SCHEDULES,
         experiment.MODELS, sources.KNOWN,
     )  # fmt: skip
     named = [line.split() for line in lines if line.startswith("  ")]

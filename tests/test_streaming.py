@@ -25,7 +25,7 @@ from cl_jax.methods import Ewc, Replay
 from cl_jax.optimizers import Sgd
 from cl_jax.sources import Source
 from cl_jax.streaming import read_ahead
-from cl_jax.tasks import Permuted, Split
+from cl_jax.tasks import Fuzzy, NoisyLabels, Permuted, Split
 from cl_jax.tasks.stream import View, make_curriculum, render
 from cl_jax.train import kept
 from tests.test_sweep import Silent
@@ -49,6 +49,12 @@ RUNS = {
     "joint training": replace(BASE, {"exposure": "all"}),
     "fine-tuning": BASE,
     "fine-tuning on a split stream": replace(BASE, SPLIT),
+    "blurry boundaries, and the newest task evaluated": replace(
+        BASE, {"boundary": Fuzzy(width=0.5), "recent": 1, "methods": {"replay": Replay(capacity=20)}}
+    ),
+    "noisy labels and derived permutations": replace(
+        BASE, {"stream": NoisyLabels(stream=Permuted(num_tasks=2, permutations="derived"))}
+    ),
 }
 QUICK = list(RUNS)[:2]
 
@@ -119,7 +125,7 @@ def test_streamed_is_resident_bit_for_bit(name: str, tmp_path: Path, monkeypatch
 
     windows = waves.windows_of(shards["streamed"], streamed, 2)
     assert windows.chunk < RUNS[name].steps and windows.training <= 250  # several windows a task
-    assert (windows.task is None) == (RUNS[name].stream == BASE.stream)  # a permuted task is every row
+    assert (windows.task is None) == (RUNS[name].stream != SPLIT["stream"])  # a permuted task is every row
     held = [sum(sizes) for sizes in watching.held]
     assert ROW * windows.training <= max(held) <= BUDGET < RESIDENT.images.nbytes
 

@@ -38,6 +38,10 @@ class Freeze:
     pattern: str = static("dense_0/")
     from_task: int = static(1, low=0)
 
+    @property
+    def needs_boundaries(self) -> bool:
+        return self.from_task > 0
+
     def build(self, num_tasks: int = 1) -> Adapter:
         return freeze(self.pattern, self.from_task)
 

@@ -94,6 +94,10 @@ class Lora:
     merge: bool = static(False)
     first_task: str = static("full", choices=("full", "lora"))
 
+    @property
+    def needs_boundaries(self) -> bool:
+        return self.merge or self.first_task == "full"
+
     def build(self, num_tasks: int = 1) -> Adapter:
         return lora(self.rank, self.alpha, self.targets, merge=self.merge, first_task=self.first_task)
 

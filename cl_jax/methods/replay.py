@@ -169,6 +169,10 @@ class Replay:
     insert: str = static("step", choices=INSERTIONS)
     nearest_mean: bool = static(False)
 
+    @property
+    def needs_boundaries(self) -> bool:
+        return self.insert == "boundary" or self.weighting == "balanced"
+
     def build(self, context: Context) -> Method:
         return replay(
             self.capacity,

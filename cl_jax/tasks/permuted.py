@@ -5,7 +5,10 @@ import jax.numpy as jnp
 
 from cl_jax.config import config, static
 from cl_jax.data import Data
+from cl_jax.shuffle import shuffled_index
 from cl_jax.tasks.stream import Stream, Tables, move_pixels
+
+PERMUTATIONS = ("stored", "derived")
 
 
 @config
@@ -15,21 +18,35 @@ class Permuted:
     Attributes:
         num_tasks: T.
         first_identity: leave the first task's images as they are (Zenke et al. 2017).
+        permutations: "stored" draws all T at the start, 4 bytes a pixel, task and run. "derived" keeps the seed's key
+            and reckons a task's permutation (another one, of `cl_jax.shuffle`) wherever its images are shown: memory
+            does not grow with T, for long streams (800 tasks of Dohare et al. 2024, Nature 632).
     """
 
     num_tasks: int = static(5, low=1)
     first_identity: bool = static(False)
+    permutations: str = static("stored", choices=PERMUTATIONS)
 
     def build(self, data: Data) -> Stream:
+        pixels = jnp.arange(data.images.shape[1] * data.images.shape[2], dtype=jnp.int32)
+
         def tables(key: jax.Array, data: Data) -> Tables:
-            pixels = jnp.arange(data.images.shape[1] * data.images.shape[2], dtype=jnp.int32)
+            if self.permutations == "derived":
+                return jax.random.key_data(key)
             keys = jax.vmap(lambda task: jax.random.fold_in(key, task))(jnp.arange(self.num_tasks))
             drawn = jax.vmap(lambda one: jax.random.permutation(one, pixels))(keys)
             return drawn.at[0].set(pixels) if self.first_identity else drawn  # int32 [T, H * W]
+
+        def source(tables: Tables, task: jax.Array) -> jax.Array:
+            if self.permutations == "stored":
+                return tables[task]
+            key = jax.random.fold_in(jax.random.wrap_key_data(tables), task)
+            drawn = shuffled_index(key, jnp.zeros_like(pixels), pixels, jnp.int32(pixels.size))
+            return jnp.where(task > 0, drawn, pixels) if self.first_identity else drawn
 
         return Stream(
             num_tasks=self.num_tasks,
             classes_per_task=data.num_classes,
             tables=tables,
-            transform=lambda tables, task, images: move_pixels(tables[task], images),
+            transform=lambda tables, task, images: move_pixels(source(tables, task), images),
         )

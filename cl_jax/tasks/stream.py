@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from cl_jax.batch import Batch, Reference
 from cl_jax.data import SPLITS, Data
@@ -34,16 +35,21 @@ def _no_tables(key: jax.Array, data: Data) -> Tables:
 
 
 class Stream(NamedTuple):
-    """What a stream's author writes.
+    """What a stream's author writes; the last four are for streams made of another one.
 
     Attributes:
         num_tasks: T.
         classes_per_task: K, the number of labels within one task.
-        tables: `(key, data) -> tables`, the stream's randomness, once per seed.
+        tables: `(key, data) -> tables`, the stream's randomness, once per seed; arrays, a key as its `key_data`.
         task_of: `(tables, label) -> int32`, the task that a class belongs to (outside 0 ... T - 1: to none), or None
             when every task sees every row.
         label: `(tables, label) -> int32` in 0 ... K - 1, the label within the task.
         transform: `(tables, task, images uint8 [B, H, W, C]) -> images`, how one task sees images.
+        schedule: of each task, which one it is of those that `task_of` numbers, where some come again; None: its own.
+            Tasks of one number share their rows and their outputs.
+        relabel: `(tables, row int32 [...], label int32 [...]) -> label`, what training rows are taken for.
+        share: `tables -> float32 [T]` in (0, 1], the share of its training rows that each task keeps; None: all.
+        least_share: the smallest of these, known before any seed is drawn.
     """
 
     num_tasks: int
@@ -52,6 +58,32 @@ class Stream(NamedTuple):
     task_of: Callable[[Tables, jax.Array], jax.Array] | None = None
     label: Callable[[Tables, jax.Array], jax.Array] = _whole_label
     transform: Callable[[Tables, jax.Array, jax.Array], jax.Array] = _same_images
+    schedule: tuple[int, ...] | None = None
+    relabel: Callable[[Tables, jax.Array, jax.Array], jax.Array] | None = None
+    share: Callable[[Tables], jax.Array] | None = None
+    least_share: float = 1.0
+
+
+def with_tables(stream: Stream, tables: Callable[[jax.Array, Data], Tables]) -> Stream:
+    """The same stream with tables (its own, further ones), for a stream made of another one: itself it reads its own.
+
+    Args:
+        tables: the further ones; of the same key, so that it folds in a name of its own.
+    """
+
+    def reading_own(function: Any) -> Any:
+        if function in (None, _whole_label, _same_images):
+            return function
+        return lambda held, *arguments: function(held[0], *arguments)
+
+    return stream._replace(
+        tables=lambda key, data: (stream.tables(key, data), tables(key, data)),
+        task_of=reading_own(stream.task_of),
+        label=reading_own(stream.label),
+        transform=reading_own(stream.transform),
+        relabel=reading_own(stream.relabel),
+        share=reading_own(stream.share),
+    )
 
 
 class Segments(NamedTuple):
@@ -75,32 +107,60 @@ class View(NamedTuple):
     stream: Stream
     scenario: str
     training_mask: str = "seen"
+    evaluation_mask: str = "seen"  # as `active_outputs` takes it
+
+    @property
+    def heads(self) -> np.ndarray:
+        """int32 [T], each task's number among those with outputs of their own; one that comes again keeps its first."""
+        schedule = self.stream.schedule or range(self.stream.num_tasks)
+        number = {task: head for head, task in enumerate(dict.fromkeys(schedule))}
+        return np.array([number[task] for task in schedule], np.int32)
 
     @property
     def num_outputs(self) -> int:
         """Domain-incremental tasks share K outputs; in the others every task has K of its own."""
-        return self.stream.classes_per_task * (1 if self.scenario == "domain" else self.stream.num_tasks)
+        return self.stream.classes_per_task * (1 if self.scenario == "domain" else len(set(self.heads.tolist())))
+
+    def head(self, task: jax.Array) -> jax.Array:
+        """The entry of `heads` of each task, int32 like `task`."""
+        return task if self.stream.schedule is None else jnp.asarray(self.heads)[task]
+
+    def newest_head(self, task: jax.Array) -> jax.Array:
+        """The largest of tasks 0 ... task."""
+        return task if self.stream.schedule is None else jnp.asarray(np.maximum.accumulate(self.heads))[task]
 
 
 def make_curriculum(key: jax.Array, stream: Stream, data: Data) -> Curriculum:
     """Draws a seed's tables and sorts the rows of every split by task. Pure; O(rows) memory whatever T is."""
     tables = stream.tables(key, data)
-    segments = {}
-    for split in SPLITS:
-        first, size = data.bounds(split)
-        if stream.task_of is None:
-            order = jnp.arange(first, first + size, dtype=jnp.int32)
-            start, count = jnp.zeros((stream.num_tasks,), jnp.int32), jnp.full((stream.num_tasks,), size, jnp.int32)
-        else:
-            classes = jnp.arange(data.num_classes, dtype=jnp.int32)
-            by_class = jax.vmap(stream.task_of, in_axes=(None, 0))(tables, classes)
-            inside = (by_class >= 0) & (by_class < stream.num_tasks)
-            task = jnp.where(inside, by_class, stream.num_tasks)[data.labels[first : first + size]]
-            order = first + jnp.argsort(task, stable=True).astype(jnp.int32)
-            count = jnp.bincount(task, length=stream.num_tasks + 1).astype(jnp.int32)[:-1]
-            start = jnp.cumsum(count) - count
-        segments[split] = Segments(order, start, count)
+    segments = {split: _segments(stream, tables, data, split) for split in SPLITS}
+    if stream.share is not None:
+        train = segments["train"]
+        # Rows are in a random order, the same for every seed, so that the first of a task are as good as any.
+        kept = jnp.round(stream.share(tables) * train.size.astype(jnp.float32)).astype(jnp.int32)
+        segments["train"] = train._replace(size=jnp.minimum(jnp.maximum(kept, 1), train.size))
     return Curriculum(tables, segments)
+
+
+def _segments(stream: Stream, tables: Tables, data: Data, split: str) -> Segments:
+    first, size = data.bounds(split)
+    if stream.task_of is None:
+        order = jnp.arange(first, first + size, dtype=jnp.int32)
+        return Segments(
+            order, jnp.zeros((stream.num_tasks,), jnp.int32), jnp.full((stream.num_tasks,), size, jnp.int32)
+        )
+    number = stream.num_tasks if stream.schedule is None else max(stream.schedule) + 1
+    classes = jnp.arange(data.num_classes, dtype=jnp.int32)
+    by_class = jax.vmap(stream.task_of, in_axes=(None, 0))(tables, classes)
+    inside = (by_class >= 0) & (by_class < number)
+    task = jnp.where(inside, by_class, number)[data.labels[first : first + size]]
+    order = first + jnp.argsort(task, stable=True).astype(jnp.int32)
+    count = jnp.bincount(task, length=number + 1).astype(jnp.int32)[:-1]
+    start = jnp.cumsum(count) - count
+    if stream.schedule is None:
+        return Segments(order, start, count)
+    which = jnp.asarray(stream.schedule, jnp.int32)
+    return Segments(order, start[which], count[which])
 
 
 def largest_task(stream: Stream, data: Data, split: str) -> int:
@@ -113,8 +173,10 @@ def largest_task(stream: Stream, data: Data, split: str) -> int:
 def smallest_task(stream: Stream, data: Data, split: str) -> int:
     """A lower bound on the rows of one task in a split, known before any seed is drawn."""
     if stream.task_of is None:
-        return data.bounds(split)[1]
-    return sum(sorted(data.class_counts[SPLITS.index(split)])[: stream.classes_per_task])
+        rows = data.bounds(split)[1]
+    else:
+        rows = sum(sorted(data.class_counts[SPLITS.index(split)])[: stream.classes_per_task])
+    return rows if split != "train" else min(rows, max(1, int(stream.least_share * rows)))
 
 
 def task_rows(segments: Segments, task: jax.Array, position: jax.Array) -> Reference:
@@ -163,7 +225,9 @@ def labels_of(view: View, tables: Tables, reference: Reference, data: Data) -> j
     """The index of the right output for each reference: int32, shaped like `reference.row`."""
     within = jax.vmap(lambda label: view.stream.label(tables, label))(jnp.arange(data.num_classes, dtype=jnp.int32))
     label = within[data.labels[reference.row]]
-    return label if view.scenario == "domain" else reference.task * view.stream.classes_per_task + label
+    if view.stream.relabel is not None:
+        label = view.stream.relabel(tables, reference.row, label)
+    return label if view.scenario == "domain" else view.head(reference.task) * view.stream.classes_per_task + label
 
 
 def active_outputs(view: View, task: jax.Array, present: jax.Array, mask: str) -> jax.Array:
@@ -180,18 +244,19 @@ def active_outputs(view: View, task: jax.Array, present: jax.Array, mask: str) -
     shape = (*task.shape, view.num_outputs)
     if view.scenario == "domain" or (view.scenario == "class" and mask == "all"):
         return jnp.ones(shape, bool)
-    own = owner[None, :] == task[:, None]
+    own = owner[None, :] == view.head(task)[:, None]
     if view.scenario == "task":
         return own
-    seen = jnp.broadcast_to(owner[None, :] <= present, shape)
-    return seen if mask == "seen" else jnp.where(task[:, None] == present, own, seen)
+    seen = jnp.broadcast_to(owner[None, :] <= view.newest_head(present), shape)
+    return seen if mask == "seen" else jnp.where((view.head(task) == view.head(present))[:, None], own, seen)
 
 
 def old_outputs(view: View, present: jax.Array) -> jax.Array:
     """bool [C]: the outputs of tasks before `present`; domain-incremental tasks share all, from the second on."""
     if view.scenario == "domain":
         return jnp.broadcast_to(present > 0, (view.num_outputs,))
-    return jnp.arange(view.num_outputs, dtype=jnp.int32) // view.stream.classes_per_task < present
+    owner = jnp.arange(view.num_outputs, dtype=jnp.int32) // view.stream.classes_per_task
+    return (owner <= view.newest_head(jnp.maximum(present - 1, 0))) & (present > 0)
 
 
 def render(
