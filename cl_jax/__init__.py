@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from cl_jax.method import chain as chain
     from cl_jax.methods.agem import agem as agem
     from cl_jax.methods.anchoring import anchoring as anchoring
+    from cl_jax.methods.average import average as average
+    from cl_jax.methods.continual_backprop import continual_backprop as continual_backprop
     from cl_jax.methods.der import der as der
     from cl_jax.methods.er_ace import er_ace as er_ace
     from cl_jax.methods.ewc import ewc as ewc
@@ -34,7 +36,9 @@ if TYPE_CHECKING:
     from cl_jax.methods.generative_replay import generative_replay as generative_replay
     from cl_jax.methods.gpm import gpm as gpm
     from cl_jax.methods.icarl import icarl as icarl
+    from cl_jax.methods.interpolation import interpolation as interpolation
     from cl_jax.methods.l2 import l2 as l2
+    from cl_jax.methods.l2_init import l2_init as l2_init
     from cl_jax.methods.laplace import laplace as laplace
     from cl_jax.methods.lwf import lwf as lwf
     from cl_jax.methods.mas import mas as mas
@@ -42,15 +46,8 @@ if TYPE_CHECKING:
     from cl_jax.methods.ogd import ogd as ogd
     from cl_jax.methods.replay import replay as replay
     from cl_jax.methods.rwalk import rwalk as rwalk
-    from cl_jax.methods.si import si as si
-    from cl_jax.methods.average import average as average
-    from cl_jax.methods.continual_backprop import continual_backprop as continual_backprop
-    from cl_jax.methods.ewc import ewc as ewc
-    from cl_jax.methods.interpolation import interpolation as interpolation
-    from cl_jax.methods.l2 import l2 as l2
-    from cl_jax.methods.l2_init import l2_init as l2_init
-    from cl_jax.methods.replay import replay as replay
     from cl_jax.methods.shrink_perturb import shrink_perturb as shrink_perturb
+    from cl_jax.methods.si import si as si
     from cl_jax.model import Model as Model
     from cl_jax.model import linen as linen
     from cl_jax.model import nnx as nnx
@@ -70,6 +67,8 @@ _HOMES = {
     "method": ("Method", "Rewritten", "StepInfo", "chain"),
     "methods.agem": ("agem",),
     "methods.anchoring": ("anchoring",),
+    "methods.average": ("average",),
+    "methods.continual_backprop": ("continual_backprop",),
     "methods.der": ("der",),
     "methods.er_ace": ("er_ace",),
     "methods.ewc": ("ewc",),
@@ -78,7 +77,9 @@ _HOMES = {
     "methods.generative_replay": ("generative_replay",),
     "methods.gpm": ("gpm",),
     "methods.icarl": ("icarl",),
+    "methods.interpolation": ("interpolation",),
     "methods.l2": ("l2",),
+    "methods.l2_init": ("l2_init",),
     "methods.laplace": ("laplace",),
     "methods.lwf": ("lwf",),
     "methods.mas": ("mas",),
@@ -86,15 +87,8 @@ _HOMES = {
     "methods.ogd": ("ogd",),
     "methods.replay": ("replay",),
     "methods.rwalk": ("rwalk",),
-    "methods.si": ("si",),
-    "methods.average": ("average",),
-    "methods.continual_backprop": ("continual_backprop",),
-    "methods.ewc": ("ewc",),
-    "methods.interpolation": ("interpolation",),
-    "methods.l2": ("l2",),
-    "methods.l2_init": ("l2_init",),
-    "methods.replay": ("replay",),
     "methods.shrink_perturb": ("shrink_perturb",),
+    "methods.si": ("si",),
     "model": ("Model", "linen", "nnx"),
     "models.cnn": ("cnn",),
     "models.mlp": ("mlp",),

@@ -18,6 +18,8 @@ from cl_jax.batch import Batch, Task
 from cl_jax.method import Method, chain, stream_key
 from cl_jax.methods.agem import agem
 from cl_jax.methods.anchoring import anchoring
+from cl_jax.methods.average import average
+from cl_jax.methods.continual_backprop import continual_backprop
 from cl_jax.methods.der import der
 from cl_jax.methods.er_ace import er_ace
 from cl_jax.methods.ewc import ewc
@@ -26,7 +28,9 @@ from cl_jax.methods.gem import gem
 from cl_jax.methods.generative_replay import generative_replay
 from cl_jax.methods.gpm import gpm
 from cl_jax.methods.icarl import icarl
+from cl_jax.methods.interpolation import interpolation
 from cl_jax.methods.l2 import l2
+from cl_jax.methods.l2_init import l2_init
 from cl_jax.methods.laplace import laplace
 from cl_jax.methods.lwf import lwf
 from cl_jax.methods.mas import mas
@@ -34,15 +38,8 @@ from cl_jax.methods.mir import mir
 from cl_jax.methods.ogd import ogd
 from cl_jax.methods.replay import replay
 from cl_jax.methods.rwalk import rwalk
-from cl_jax.methods.si import si
-from cl_jax.methods.average import average
-from cl_jax.methods.continual_backprop import continual_backprop
-from cl_jax.methods.ewc import ewc
-from cl_jax.methods.interpolation import interpolation
-from cl_jax.methods.l2 import l2
-from cl_jax.methods.l2_init import l2_init
-from cl_jax.methods.replay import replay
 from cl_jax.methods.shrink_perturb import shrink_perturb
+from cl_jax.methods.si import si
 from cl_jax.models.mlp import mlp
 
 MODEL = mlp((6,), 3)
@@ -106,7 +103,6 @@ PENALTIES = [
     "lwf",
     "anchoring",
 ]
-PENALTIES = ["l2", "ewc", "ewc-online", "ewc-proximal", "ewc-sampled"]
 # Strength 0 is fine-tuning, and what more of it does shows from the first step on or not in how far the weights move.
 OTHERS = ["l2-init", "shrink-perturb", "shrink-perturb-step", "continual-backprop"]
 COMBINATIONS = [("l2", "lora"), ("ewc", "freeze"), ("ewc+replay", "lora-merged")]

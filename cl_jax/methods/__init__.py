@@ -4,6 +4,8 @@ from typing import Any
 
 from cl_jax.methods.agem import Agem
 from cl_jax.methods.anchoring import Anchoring
+from cl_jax.methods.average import Average
+from cl_jax.methods.continual_backprop import ContinualBackprop
 from cl_jax.methods.der import Der, Derpp
 from cl_jax.methods.er_ace import ErAce
 from cl_jax.methods.ewc import Ewc
@@ -12,7 +14,9 @@ from cl_jax.methods.gem import Gem
 from cl_jax.methods.generative_replay import GenerativeReplay
 from cl_jax.methods.gpm import Gpm
 from cl_jax.methods.icarl import Icarl
+from cl_jax.methods.interpolation import Interpolation
 from cl_jax.methods.l2 import L2
+from cl_jax.methods.l2_init import L2Init
 from cl_jax.methods.laplace import Laplace
 from cl_jax.methods.lwf import Lwf
 from cl_jax.methods.mas import Mas
@@ -20,15 +24,8 @@ from cl_jax.methods.mir import Mir
 from cl_jax.methods.ogd import Ogd
 from cl_jax.methods.replay import Replay
 from cl_jax.methods.rwalk import Rwalk
-from cl_jax.methods.si import Si
-from cl_jax.methods.average import Average
-from cl_jax.methods.continual_backprop import ContinualBackprop
-from cl_jax.methods.ewc import Ewc
-from cl_jax.methods.interpolation import Interpolation
-from cl_jax.methods.l2 import L2
-from cl_jax.methods.l2_init import L2Init
-from cl_jax.methods.replay import Replay
 from cl_jax.methods.shrink_perturb import ShrinkPerturb
+from cl_jax.methods.si import Si
 
 METHODS: dict[str, Any] = {
     "l2": L2,
@@ -51,7 +48,6 @@ METHODS: dict[str, Any] = {
     "gem": Gem,
     "ogd": Ogd,
     "gpm": Gpm,
-    "replay": Replay,
     "average": Average,
     "interpolation": Interpolation,
     "l2_init": L2Init,
