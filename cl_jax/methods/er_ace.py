@@ -93,6 +93,10 @@ class ErAce:
     policy: str = static("reservoir", choices=buffers.POLICIES)
     ratio: int = static(1, low=1)
 
+    @property
+    def needs_boundaries(self) -> bool:
+        return self.competing == "task"
+
     def build(self, context: Context) -> Method:
         return er_ace(
             self.capacity,

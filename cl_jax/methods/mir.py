@@ -103,6 +103,10 @@ class Mir:
     candidate_ratio: int = static(CANDIDATES_PER_REPLAYED, low=1)
     insert: str = static("step", choices=INSERTIONS)
 
+    @property
+    def needs_boundaries(self) -> bool:
+        return self.insert == "boundary"
+
     def build(self, context: Context) -> Method:
         batch_size = self.ratio * context.batch_size
         return mir(

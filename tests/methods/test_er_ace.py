@@ -9,7 +9,7 @@ from cl_jax.batch import Batch
 from cl_jax.errors import UserError
 from cl_jax.losses import weighted_loss
 from cl_jax.method import Method, StepInfo
-from cl_jax.methods.er_ace import er_ace
+from cl_jax.methods.er_ace import ErAce, er_ace
 from cl_jax.methods.replay import replay
 
 KEY = jax.random.key(0)
@@ -94,3 +94,7 @@ def test_mistakes_are_told():
         er_ace(10, 6, competing="tasks")
     with pytest.raises(UserError, match="capacity 0"):
         er_ace(0, 6)
+
+
+def test_it_needs_no_boundaries_unless_it_goes_by_tasks():
+    assert not ErAce().needs_boundaries and ErAce(competing="task").needs_boundaries

@@ -8,7 +8,7 @@ import pytest
 from cl_jax.batch import Batch
 from cl_jax.errors import UserError
 from cl_jax.method import Method, StepInfo
-from cl_jax.methods.mir import mir
+from cl_jax.methods.mir import Mir, mir
 from cl_jax.models.mlp import mlp
 
 KEY = jax.random.key(0)
@@ -129,3 +129,7 @@ def test_mistakes_are_told():
     method = of(candidates=3, batch_size=4)
     with pytest.raises(UserError, match="MIR chooses 4 of 3 candidates"):
         method.draw(KEY, filled(method, examples([1, 2])), weights(), examples([30, 31]))
+
+
+def test_it_needs_no_boundaries_unless_it_stores_there():
+    assert not Mir().needs_boundaries and Mir(insert="boundary").needs_boundaries
