@@ -7,9 +7,16 @@ import numpy as np
 import optax
 import pytest
 
-from cl_jax import train
+from cl_jax import sources, train
+from cl_jax.adapters.adapter import Adapter
 from cl_jax.batch import Batch, Task
+from cl_jax.checks import check_run
+from cl_jax.config import config
+from cl_jax.data import split_source
+from cl_jax.errors import UserError
+from cl_jax.experiment import Run
 from cl_jax.method import Method, StepInfo
+from cl_jax.methods import Average, Interpolation
 from cl_jax.methods.average import average
 from cl_jax.models.mlp import mlp
 
@@ -72,3 +79,22 @@ def test_training_does_not_notice():
     chex.assert_trees_all_equal(states[0].trainable, states[1].trainable, path[-1])
     mean = jax.tree.map(lambda *leaves: np.mean(leaves, axis=0), *path)
     chex.assert_trees_all_close(train.evaluated(learners[1], states[1]), mean, rtol=1e-5, atol=1e-6)
+
+
+@config
+class PerTask:
+    """Weights of its own for each task, as far as the checks are concerned."""
+
+    def build(self, num_tasks):
+        return Adapter(per_task=num_tasks > 1)
+
+    def check(self, params):
+        pass
+
+
+@pytest.mark.parametrize("method", [Average(), Interpolation()])
+def test_weights_that_each_task_has_of_its_own_are_refused(method):
+    data = split_source(sources.load("digits"), 0.1)
+    with pytest.raises(UserError, match=r"one: methods\.m is evaluated with other.*adapter PerTask each task with"):
+        check_run(Run(adapter=PerTask(), methods={"m": method}), data, "one")
+    check_run(Run(methods={"m": method}), data, "one")
