@@ -85,7 +85,7 @@ def flatten(value: Any, prefix: str = "") -> dict[str, Any]:
         parts = [{prefix: type(value).__name__.lower()}] if prefix else []
         for field in dataclasses.fields(value):
             item = getattr(value, field.name)
-            if field.metadata.get("later") and item == field.default:
+            if field.metadata.get("later") and item == _default(field):
                 continue
             if field.metadata.get("role") == "traced" and isinstance(item, int):
                 item = float(item)  # 1 and 1.0 are one hyper-parameter
@@ -95,6 +95,11 @@ def flatten(value: Any, prefix: str = "") -> dict[str, Any]:
             value = "x".join(str(item) for item in value)
         return {prefix: value}
     return {name: item for part in parts for name, item in part.items()}
+
+
+def _default(field: dataclasses.Field[Any]) -> Any:
+    made = field.default_factory
+    return field.default if made is dataclasses.MISSING else made()
 
 
 def replace(value: ConfigType, changes: Mapping[str, Any]) -> ConfigType:

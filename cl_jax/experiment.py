@@ -50,7 +50,7 @@ class Run:
     scenario: str = static("domain", choices=SCENARIOS)
     training_mask: str = static("seen", choices=TRAINING_MASKS)
     exposure: str = static("current", choices=EXPOSURES)
-    boundary: Any = child(Sharp)
+    boundary: Any = child(Sharp, later=True)
     model: Any = child(Mlp)
     optimizer: Any = child(Adam)
     schedule: Any = child(TaskDecay)
@@ -58,8 +58,8 @@ class Run:
     methods: dict[str, Any] = child(dict)
     steps: int = static(500, low=1)
     batch_size: int = static(32, low=1)
-    passes: int | None = static(None, low=1)
-    recent: int | None = static(None, low=1)
+    passes: int | None = static(None, low=1, later=True)
+    recent: int | None = static(None, low=1, later=True)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -138,17 +138,9 @@ def address(entry: Entry, seed: int, data_sha256: str) -> str:
     return address_of({**hyper_parameters(entry.run), "seed": seed, "data": data_sha256, "label": entry.label})
 
 
-# Settings that runs once did not have, with what those runs then did: left out of an address, so that it stays theirs.
-ONCE: dict[str, Any] = {
-    "boundary": "sharp", "passes": None, "recent": None, "stream.class_seed": None, "stream.permutations": "stored",
-}  # fmt: skip
-
-
 def address_of(content: Mapping[str, Any]) -> str:
     """12 hexadecimal digits of names and values."""
-    absent = object()
-    kept = {name: value for name, value in content.items() if ONCE.get(name, absent) != value}
-    text = json.dumps(kept, sort_keys=True, allow_nan=False)
+    text = json.dumps(content, sort_keys=True, allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 

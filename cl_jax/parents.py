@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from cl_jax.errors import UserError, did_you_mean, unknown
-from cl_jax.experiment import ONCE, Member, address_of, hyper_parameters
+from cl_jax.experiment import Member, address_of, hyper_parameters
 from cl_jax.results import read_json, read_shard
 
 
@@ -139,8 +139,7 @@ def _differing(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
     """Settings that are not equal. Not the name of the data, which is known by its sha256."""
     missing = object()
     names = sorted({*one, *other} - {"data"})
-    alike = {name: ONCE.get(name, missing) for name in names}
-    return [name for name in names if one.get(name, alike[name]) != other.get(name, alike[name])]
+    return [name for name in names if one.get(name, missing) != other.get(name, missing)]
 
 
 def _world(names: Iterable[str]) -> list[str]:

@@ -14,7 +14,7 @@ CONFIG = """
 from cl_jax.adapters import Freeze, Full, Lora
 from cl_jax.config import replace
 from cl_jax.experiment import Cnn, Dropout, Entry, Experiment, Mlp, Run, sweep
-from cl_jax.methods import L2, ContinualBackprop, Ewc, Interpolation, Replay, ShrinkPerturb
+from cl_jax.methods import *
 from cl_jax.optimizers import Adam, Sgd
 from cl_jax.tasks import *
 
@@ -44,6 +44,7 @@ RUNS = {
     "boundary=LinearDecay(), scenario='class'": "where training_mask 'seen' may leave out the right output: use",
     "boundary=Fuzzy(), methods={'e': Ewc(), 'r': Replay()}": "leaves no boundary at which methods.e could act",
     "boundary=Fuzzy(), methods={'r': Replay(weighting='balanced')}": "no boundary at which methods.r could act",
+    "boundary=Fuzzy(), methods={'e': ErAce(competing='task'), 'a': Average(reset=True)}": "methods.e and methods.a",
     "boundary=Fuzzy(), adapter=Lora(rank=2)": "one: boundary Fuzzy leaves no boundary at which adapter Lora could act",
     "boundary=Fuzzy(), adapter=Freeze(), optimizer=Adam(reset=True)": "which adapter Freeze and optimizer.reset could",
     "boundary=Scattered(), steps=2**18": "one: boundary Scattered shuffles fewer than 16777216 examples, and",
@@ -112,7 +113,7 @@ ALLOWED = (
     "methods={'r': Replay(capacity=2588)}",
     "methods={'r': Replay(capacity=10, policy='class_balanced')}",
     "optimizer=Sgd(learning_rate=1), methods={'e': Ewc(proximal=True), 'l': L2()}",
-    "boundary=Fuzzy(), methods={'r': Replay()}",
+    "boundary=Fuzzy(), methods={'r': Replay(), 'e': ErAce(), 'm': Mir(), 'a': Average(), 'd': Der()}",
     "boundary=Scattered(share=1), scenario='class', training_mask='all', stream=Split()",
     "boundary=LinearDecay(), adapter=Lora(rank=2, first_task='lora')",
     "boundary=LinearDecay(), adapter=Freeze(from_task=0)",

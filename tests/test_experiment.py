@@ -2,9 +2,9 @@
 
 import pytest
 
-from cl_jax.experiment import ONCE, Run, address_of, hyper_parameters, stream_label
-from cl_jax.parents import _differing
-from cl_jax.tasks import Fuzzy, NoisyLabels, Permuted, Repeated, Scattered, Split
+from cl_jax.config import replace
+from cl_jax.experiment import Run, address_of, hyper_parameters, stream_label
+from cl_jax.tasks import Fuzzy, NoisyLabels, Repeated, Scattered, Split
 
 
 @pytest.mark.parametrize(
@@ -25,12 +25,11 @@ def test_a_streams_label_says_what_it_is_made_of(run: Run, label: str) -> None:
 
 
 def test_settings_that_came_later_leave_addresses_as_they_were() -> None:
-    now = hyper_parameters(Run(stream=Split()))
-    once = {name: value for name, value in now.items() if name not in ONCE}
-    assert set(now) - set(once) == {"boundary", "passes", "recent", "stream.class_seed"}
-    assert "stream.permutations" in hyper_parameters(Run(stream=Permuted()))
-    assert address_of(now) == address_of(once) and _differing(now, once) == _differing(once, now) == []
-    for name, value in [("passes", 1), ("recent", 1), ("boundary", "fuzzy"), ("stream.class_seed", 0)]:
-        changed = {**now, name: value}
-        assert address_of(changed) != address_of(now)
-        assert _differing(changed, once) == _differing(once, changed) == [name]
+    split = Run(stream=Split())
+    changes = [(Run(), "stream.permutations", "derived"), (split, "stream.class_seed", 0)]
+    changes += [(split, name, value) for name, value in (("passes", 1), ("recent", 1), ("boundary", Fuzzy()))]
+    for run, name, value in changes:
+        before, after = hyper_parameters(run), hyper_parameters(replace(run, {name: value}))
+        assert name not in before and address_of(before) != address_of(after)
+        expected = {name: value, **({"boundary": "fuzzy", "boundary.width": 0.5} if name == "boundary" else {})}
+        assert after == {**before, **expected}

@@ -63,5 +63,9 @@ class Average:
     decay: float = traced(0.999, high=1.0)
     reset: bool = static(False)
 
+    @property
+    def needs_boundaries(self) -> bool:
+        return self.reset
+
     def build(self, context: Context) -> Method:
         return average(self.decay, reset=self.reset)

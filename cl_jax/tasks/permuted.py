@@ -25,7 +25,7 @@ class Permuted:
 
     num_tasks: int = static(5, low=1)
     first_identity: bool = static(False)
-    permutations: str = static("stored", choices=PERMUTATIONS)
+    permutations: str = static("stored", choices=PERMUTATIONS, later=True)
 
     def build(self, data: Data) -> Stream:
         pixels = jnp.arange(data.images.shape[1] * data.images.shape[2], dtype=jnp.int32)

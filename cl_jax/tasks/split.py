@@ -22,7 +22,7 @@ class Split:
 
     num_tasks: int = static(5, low=1)
     class_order: str = static("random", choices=("random", "natural"))
-    class_seed: int | None = static(None, low=0)
+    class_seed: int | None = static(None, low=0, later=True)
 
     def build(self, data: Data) -> Stream:
         per_task = data.num_classes // self.num_tasks
