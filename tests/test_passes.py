@@ -1,5 +1,6 @@
 """One pass shows every example once; what cannot be a number of passes is told."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -11,8 +12,10 @@ from cl_jax.errors import UserError
 from cl_jax.experiment import Run
 from cl_jax.sources import Source
 from cl_jax.tasks import Permuted, Split, Unequal
-from tests.test_tasks import curriculum_of, data
+from cl_jax.tasks.stream import make_curriculum
+from tests.test_tasks import data
 
+DATA = data()
 PERMUTED = Run(stream=Permuted(num_tasks=2), passes=1, batch_size=9)
 
 
@@ -27,15 +30,21 @@ def even() -> Data:
     )  # fmt: skip
 
 
+@jax.jit
+def drawn_rows(run: Run, seed: jax.Array, task: jax.Array) -> jax.Array:
+    """The rows of every batch of a task [steps, B]."""
+    key = jax.random.key(seed)
+    segments = make_curriculum(key, run.stream.build(DATA), DATA).segments["train"]
+    return program.references_of(run, seed, segments, task, jnp.arange(run.steps, dtype=jnp.int32)).row
+
+
 @pytest.mark.parametrize("number", [1, 3])
 def test_every_example_once_a_pass(number: int) -> None:
     run = passes.with_steps(replace(PERMUTED, {"passes": number}), data())
     rows, per_pass = data().sizes[0], data().sizes[0] // 9
     assert run.steps == number * per_pass and run.passes == number
-    segments = curriculum_of(run.stream.build(data())).segments["train"]
-    numbers = jnp.arange(run.steps, dtype=jnp.int32)
     for task in range(2):
-        drawn = np.asarray(program.references_of(run, jnp.int32(0), segments, jnp.int32(task), numbers).row)
+        drawn = np.asarray(drawn_rows(run, jnp.int32(0), jnp.int32(task)))
         for one in drawn.reshape(number, -1):
             assert len(set(one.tolist())) == per_pass * 9 and set(one.tolist()) <= set(range(rows))
     assert rows - per_pass * 9 < 9  # an incomplete last batch
@@ -46,11 +55,9 @@ def test_tasks_of_different_sizes_take_the_steps_of_the_smallest() -> None:
     made = passes.with_steps(run, data())
     smallest = sum(sorted(data().class_counts[0])[:2])
     assert made.steps == smallest // 4
-    numbers = jnp.arange(made.steps, dtype=jnp.int32)
     for seed in range(3):
-        segments = curriculum_of(run.stream.build(data()), seed).segments["train"]
         for task in range(3):
-            drawn = np.asarray(program.references_of(made, jnp.int32(seed), segments, jnp.int32(task), numbers).row)
+            drawn = np.asarray(drawn_rows(made, jnp.int32(seed), jnp.int32(task)))
             assert len(set(drawn.ravel().tolist())) == drawn.size  # none twice
     with pytest.raises(UserError, match=r"passes: was given 2 for tasks that differ in size \(\d+ to \d+ .*passes=1"):
         passes.with_steps(replace(run, {"passes": 2}), data())
