@@ -148,6 +148,9 @@ def gdumb(
     over shuffled epochs of the memory. Active for a stored example are the outputs that `load` gives it then, in the
     sweep engine those of all classes so far; in evaluation outputs compete as they do for any method.
 
+    The setting of the paper is class-incremental. Where every task has every class (domain-incremental) a memory that
+    is full and balanced takes nothing more, so that the model never hears of later tasks.
+
     Args:
         model: its `init` gives the new weights.
         capacity: items stored, the paper's k.

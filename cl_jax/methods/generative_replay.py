@@ -75,6 +75,9 @@ def generative_replay(
         temperature: T, may be traced.
         head_size: outputs that share a softmax, in order; None: all.
 
+    A generator that has trained too little does harm, since what it makes is trained on as if it were the past: with
+    200 steps a task it ended far below fine-tuning on permuted digits, with 1500 steps far above.
+
     Inputs have to lie in [0, 1]. Generated rows refer to no data set: their `reference`, where incoming rows have one,
     is -1.
 

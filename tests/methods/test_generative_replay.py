@@ -1,5 +1,7 @@
 """Generative replay: what is mixed in, with which weights and labels, and what the generator learns from."""
 
+import functools
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -33,6 +35,12 @@ def batch_of(classes, num=4, active=None, seed=0) -> Batch:
     return Batch(x, y, None if outputs is None else jnp.broadcast_to(outputs, (num, 6)))
 
 
+@functools.cache
+def small(**more) -> Method:
+    """Compiled once for all tests that ask for the same."""
+    return compiled(generative_replay(MODEL, **SMALL, **{"batch_size": 50, **more}))
+
+
 def compiled(method: Method) -> Method:
     slots = {name: jax.jit(getattr(method, name)) for name in ("draw", "loss", "after_step", "end_task")}
     return method._replace(**slots)
@@ -52,10 +60,9 @@ def after_tasks(method: Method, *batches: Batch) -> GenerativeReplayState:
     return state
 
 
-@pytest.mark.parametrize("labels", ["hard", "soft"])
-@pytest.mark.parametrize("head_size", [None, 2])
+@pytest.mark.parametrize(("labels", "head_size"), [("hard", None), ("soft", 2)])
 def test_the_first_task_is_fine_tuning(labels, head_size):
-    method, batch = compiled(generative_replay(MODEL, **SMALL, labels=labels, head_size=head_size)), batch_of([2, 3])
+    method, batch = small(labels=labels, head_size=head_size), batch_of([2, 3])
     batch = batch._replace(active=jnp.broadcast_to(jnp.arange(6) // 2 == 1, (4, 6)))
     state, params = method.init(KEY, parameters(), batch), parameters()
 
@@ -71,7 +78,7 @@ def test_the_first_task_is_fine_tuning(labels, head_size):
 
 @pytest.mark.parametrize(("finished", "current"), [(1, 1 / 2), (2, 1 / 3)])
 def test_later_tasks_mix_in_what_the_old_generator_makes_and_the_old_classifier_says(finished, current):
-    method = compiled(generative_replay(MODEL, **SMALL, batch_size=50))
+    method = small()
     tasks = [batch_of([0, 1], active=[0, 1]), batch_of([2, 3], active=[0, 1, 2, 3]), batch_of([4, 5], active=range(6))]
     state, batch = after_tasks(method, *tasks[:finished]), tasks[finished]
     drawn = method.draw(KEY, state, parameters(9), batch)
@@ -87,7 +94,7 @@ def test_later_tasks_mix_in_what_the_old_generator_makes_and_the_old_classifier_
 
 
 def test_generator_and_classifier_are_frozen_at_the_boundary():
-    method, batch = compiled(generative_replay(MODEL, **SMALL)), batch_of([0, 1])
+    method, batch = small(), batch_of([0, 1])
     start = method.init(KEY, parameters(), batch)
     stepped = method.after_step(KEY, start, info_of(batch))
     assert all((a != b).any() for a, b in zip(*map(jax.tree.leaves, (start.generator, stepped.generator)), strict=True))
@@ -102,7 +109,7 @@ def test_generator_and_classifier_are_frozen_at_the_boundary():
 
 
 def test_the_generator_learns_from_the_incoming_and_later_from_its_former_self():
-    method, batch = compiled(generative_replay(MODEL, **SMALL)), batch_of([0, 1])
+    method, batch = small(), batch_of([0, 1])
     other = jax.tree.map(lambda leaf: leaf + 1.0, method.init(KEY, parameters(), batch).old_decoder)
     for finished, learns_from_old in ((0, False), (1, True)):
         state = method.init(KEY, parameters(), batch)._replace(tasks_finished=jnp.int32(finished))
@@ -110,8 +117,12 @@ def test_the_generator_learns_from_the_incoming_and_later_from_its_former_self()
         differ = any((a != b).any() for a, b in zip(*map(jax.tree.leaves, (one.moments, two.moments)), strict=True))
         assert differ == learns_from_old
 
-    fast = compiled(generative_replay(MODEL, **SMALL, learning_rate=0.01))
-    state, step = fast.init(KEY, parameters(), batch), jax.jit(fast.after_step)
+
+@pytest.mark.slow
+def test_the_bound_falls() -> None:
+    batch = batch_of([0, 1])
+    fast = small(learning_rate=0.01)
+    state, step = fast.init(KEY, parameters(), batch), fast.after_step
     model, x = vae.vae(6, **SMALL), batch.x.reshape(4, 6)
     noise = jax.random.normal(KEY, (4, 3))
     before = vae.negative_elbo(model, state.generator, noise, x).mean()
@@ -127,7 +138,7 @@ def test_the_share_of_the_incoming_in_what_the_generator_learns():
         state = method.init(KEY, parameters(), batch)._replace(tasks_finished=jnp.int32(finished))
         return jax.tree.leaves(method.after_step(KEY, state, info_of(batch)).moments.mu)
 
-    method, batch = compiled(generative_replay(MODEL, **SMALL)), batch_of([0, 1])
+    method, batch = small(), batch_of([0, 1])
     incoming, second, third = (gradient(t, batch) for t in range(3))  # g, (g + h) / 2, (g + 2 h) / 3
     for g, two, three in zip(incoming, second, third, strict=True):
         np.testing.assert_allclose(three, (4 * two - g) / 3, rtol=1e-4, atol=1e-5)
@@ -160,7 +171,7 @@ def test_of_several_heads_each_generated_example_goes_to_one():
     assert drawn.y[4:].tolist() == [head[int(np.argmax(row[list(head)]))] for head, row in zip(heads, old, strict=True)]
 
 
-@pytest.mark.parametrize("first", ["generated", "stored"])
+@pytest.mark.parametrize("first", ["generated", pytest.param("stored", marks=pytest.mark.slow)])
 def test_beside_replay_of_references(first):
     data = batch_of([0, 1, 2], num=30)
 
