@@ -84,8 +84,8 @@ def train_step(
 
     g = d/dtheta [task_loss(theta, batch) + loss(logits, batch) + penalty(theta)] at the effective parameters theta,
     changed by the methods' projections, pulled back through the adapter; trainable += learning_rate * optimizer(g);
-    then proximal steps, and at last what methods rewrite. A
-    step whose task loss is not finite or above `LARGEST_LOSS` nats changes nothing, and sets `diverged` for good.
+    then proximal steps, and at last what methods rewrite. A step whose task loss is not finite or above `LARGEST_LOSS`
+    nats changes nothing, and sets `diverged` for good.
 
     Args:
         key: for this step alone.

@@ -96,6 +96,7 @@ def finished(data: Data, tmp_path_factory: pytest.TempPathFactory) -> tuple[list
     entries = (*entries_of("finetune", BASE), *entries_of("ewc", EWC, STRENGTHS), *entries_of("ewc + replay", BOTH))
     entries += entries_of("ewc at another rate", replace(EWC, {"optimizer.learning_rate": 0.1}), STRENGTHS)[:6]
     shards = shards_of(tmp_path_factory.mktemp("sweep"), entries, seeds=4)
+    jax.clear_caches()  # else a process full of other tests' programs drops some midway, and traces them again
     TRACED.clear()
     LIVE.append(images_on_the_device(data))
     run_all(shards, data)

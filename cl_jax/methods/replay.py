@@ -167,7 +167,7 @@ class Replay:
     ratio: int = static(1, low=1)
     weighting: str = static("union", choices=WEIGHTINGS)
     insert: str = static("step", choices=INSERTIONS)
-    nearest_mean: bool = static(False)
+    nearest_mean: bool = static(False, later=True)
 
     @property
     def needs_boundaries(self) -> bool:
