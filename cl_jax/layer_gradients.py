@@ -86,14 +86,14 @@ def absolute(leaf: jax.Array) -> jax.Array:
 def gradient_magnitudes(
     model: Model, params: Params, batch: Batch, cotangents: Cotangents, magnitude: Magnitude = square
 ) -> Params:
-    """sum_i sum_s w_is magnitude(gradient of v_is . logits(x_i)) for the tapped layers, float32 like params.
+    """sum_i sum_s w_is magnitude(gradient of v_is . logits(x_i)) for the tapped layers, float32 like params; 0 for a gate.
 
     `magnitude`, elementwise, is of a product the product of magnitudes. A dense layer's gradient is a_i g_is^T, so the
     sum is magnitude(a)^T b with b_i = sum_s w_is magnitude(g_is): no gradient is formed. Where a layer serves several
     positions an example's gradient is a sum over them, sum_p a_ip g_isp^T, and it is formed, one s at a time, first.
     """
     passed = backward(model, params, batch)
-    layers = {name: params[name] for name in passed.inputs}
+    layers = {name: _without_gate(params[name]) for name in passed.inputs}
     dense = {name for name in layers if _is_dense(layers[name], passed.inputs[name].shape)}
 
     def zeros(name: str) -> Any:
@@ -113,10 +113,14 @@ def gradient_magnitudes(
         return new
 
     sums = sum_over_cotangents(passed, cotangents, {name: zeros(name) for name in layers}, add)
-    return {
-        name: _from_cotangents(layers[name], passed.inputs[name], total, magnitude) if name in dense else total
-        for name, total in sums.items()
-    }
+    found = {}
+    for name, total in sums.items():
+        found[name] = total
+        if name in dense:
+            found[name] = _from_cotangents(layers[name], passed.inputs[name], total, magnitude)
+        if "gate" in params[name]:
+            found[name] = found[name] | {"gate": jnp.zeros(params[name]["gate"].shape, jnp.float32)}
+    return found
 
 
 def untapped(params: Params, tapped: Mapping[str, Any]) -> Params:
@@ -136,6 +140,10 @@ def chunk_sizes(model: Model, params: Params, examples: Any, render: Callable[[A
     sizes = sizes_for(4 * (floats + 2 * rest))  # twice, gradients and their squares
     # One gradient at a time is added up without ever being written down: on a CPU nine times as fast as eight at once.
     return sizes | {"cpu": 1} if rest else sizes
+
+
+def _without_gate(layer: Params) -> Params:
+    return {name: leaf for name, leaf in layer.items() if name != "gate"}
 
 
 def _is_dense(layer: Params, received: tuple[int, ...]) -> bool:

@@ -23,11 +23,15 @@ class Model(NamedTuple):
                 embedding [V, d]: embedding[inputs], from int32 inputs [B, ...].
                 bias [d], or of any shape that the output ends in: + bias, beside one of these or alone; then inputs
                     [B, ..., d].
+                gate [d_out]: output * gate, probe and bias included; a number without a gradient, which an adapter may
+                    put beside a kernel. See `gates`.
             Layers missing from `inputs` take the general path. `None`: all of the model does.
         train: `(key, params, x) -> logits`, where training steps compute something else than `apply` (dropout).
             `None`: they do not.
         fresh: `(key, d_in, d_out) -> {"kernel": [d_in, d_out], "bias": [d_out]}`, a dense layer of any size as `init`
             begins the dense layers, for units that are born anew. `None`: it has none.
+        gates: whether every layer heeds a `gate` among its parameters, as above. An adapter may then silence units by a
+            gate of 0 (`cl_jax.adapters.xdg`), while the weights stay what they are.
     """
 
     init: Callable[[jax.Array, Any], Params]
@@ -35,6 +39,7 @@ class Model(NamedTuple):
     tap: Callable[[Params, dict[str, jax.Array], Any], tuple[jax.Array, dict[str, jax.Array]]] | None = None
     train: Callable[[jax.Array, Params, Any], jax.Array] | None = None
     fresh: Callable[[jax.Array, int, int], dict[str, jax.Array]] | None = None
+    gates: bool = False
 
 
 def training_logits(model: Model, key: jax.Array, params: Params, x: Any) -> jax.Array:

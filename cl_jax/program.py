@@ -224,6 +224,7 @@ def steps(
         incoming = render(view, curriculum.tables, data, reference, task, mask=run.training_mask, one_task=one_task)
         rate = run.schedule.value(jnp.asarray(run.optimizer.learning_rate, jnp.float32), task, number, run.steps)
         key_step = jax.random.fold_in(key_steps, number)
+        state = train.during(learner, state, task, number, run.steps)
         state, metrics = train.advance(learner, key_step, state, incoming, rate, task)
         return state, metrics.loss
 

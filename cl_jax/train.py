@@ -8,6 +8,7 @@ import optax
 
 from cl_jax.adapters.adapter import Adapter, Trainable
 from cl_jax.batch import Batch, Task
+from cl_jax.errors import UserError
 from cl_jax.losses import weighted_loss
 from cl_jax.method import Method, State, StepInfo, stream_key
 from cl_jax.model import Model, Params, training_logits
@@ -48,7 +49,16 @@ class StepMetrics(NamedTuple):
 
 
 def init(learner: Learner, key: jax.Array, batch: Batch, params: Params | None = None) -> TrainState:
-    """Adapter, optimizer and method state for the parameters given, or for new ones; `batch` gives shapes."""
+    """Adapter, optimizer and method state for the parameters given, or for new ones; `batch` gives shapes.
+
+    Raises:
+        UserError: the adapter gates units, and the model does not heed gates.
+    """
+    if learner.adapter.gates and not learner.model.gates:
+        raise UserError(
+            "the adapter silences units by a `gate` among the parameters of their layer, which this model does not "
+            "heed: use a model of cl_jax.models, or let yours multiply by it and say so (see cl_jax.model.Model.gates)"
+        )
     if params is None:
         params = learner.model.init(stream_key(key, "model"), batch.x)
     base, trainable = learner.adapter.init(stream_key(key, "adapter"), params)
@@ -72,6 +82,17 @@ def evaluated(learner: Learner, state: TrainState, task: jax.Array | int = 0) ->
     return learner.method.evaluated(state.method, effective(learner, state, task))
 
 
+def during(learner: Learner, state: TrainState, task: jax.Array | int, step: jax.Array | int, steps: int) -> TrainState:
+    """What the adapter does within a task, to be called before each of its steps; few do anything.
+
+    Args:
+        task, step: numbers, from 0. steps: of the whole task.
+    """
+    task, step = jnp.asarray(task, jnp.int32), jnp.asarray(step, jnp.int32)
+    base, trainable = learner.adapter.during(state.base, state.trainable, task, step, steps)
+    return state._replace(base=base, trainable=trainable)
+
+
 def train_step(
     learner: Learner,
     key: jax.Array,
@@ -83,9 +104,9 @@ def train_step(
     """One step: mix in stored examples, descend on task loss + penalties, let the methods see what happened.
 
     g = d/dtheta [task_loss(theta, batch) + loss(logits, batch) + penalty(theta)] at the effective parameters theta,
-    changed by the methods' projections, pulled back through the adapter; trainable += learning_rate * optimizer(g);
-    then proximal steps, and at last what methods rewrite. A step whose task loss is not finite or above `LARGEST_LOSS`
-    nats changes nothing, and sets `diverged` for good.
+    changed by the methods' projections, pulled back through the adapter, plus the gradient of its own penalty;
+    trainable += learning_rate * optimizer(g); then proximal steps, and at last what methods rewrite. A step whose
+    task loss is not finite or above `LARGEST_LOSS` nats changes nothing, and sets `diverged` for good.
 
     Args:
         key: for this step alone.
@@ -118,7 +139,11 @@ def advance(
     """
     method, adapter = learner.method, learner.adapter
     task = jnp.asarray(task, jnp.int32)
-    params, pull_back = jax.vjp(lambda trainable: adapter.effective(state.base, trainable, task), state.trainable)
+
+    def acting(trainable: Trainable) -> tuple[Params, jax.Array]:
+        return adapter.effective(state.base, trainable, task), adapter.penalty(state.base, trainable, task)
+
+    (params, held), pull_back = jax.vjp(acting, state.trainable)
     batch = method.draw(stream_key(key, "draw"), state.method, params, incoming)
 
     def losses(values: Params) -> tuple[tuple[jax.Array, jax.Array], jax.Array]:
@@ -132,7 +157,7 @@ def advance(
     (task_gradient,) = gradient_of((one, jnp.zeros_like(penalty)))  # dropped by the compiler where nobody reads it
 
     projected = method.gradients(stream_key(key, "gradients"), state.method, total, params, batch)
-    (gradient,) = pull_back(projected)
+    (gradient,) = pull_back((projected, jnp.ones_like(held)))
     updates, optimizer_state = learner.optimizer.update(gradient, state.optimizer, state.trainable)
     updates = adapter.mask(state.base, task, jax.tree.map(lambda update: learning_rate * update, updates))
     trainable = optax.apply_updates(state.trainable, updates)
@@ -148,7 +173,7 @@ def advance(
     # Not the penalty: it may be large for good (strengths of 1e13 are swept, and Adam bears them), and where nobody
     # reads its value only its gradient is computed.
     diverged = state.diverged | ~(jnp.isfinite(loss) & (loss < LARGEST_LOSS))
-    return TrainState(state.base, trainable, optimizer_state, method_state, diverged), StepMetrics(loss, penalty)
+    return TrainState(state.base, trainable, optimizer_state, method_state, diverged), StepMetrics(loss, penalty + held)
 
 
 def end_task(

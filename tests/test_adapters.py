@@ -13,6 +13,8 @@ from cl_jax.adapters.freeze import freeze
 from cl_jax.adapters.lora import lora
 from cl_jax.batch import Batch, Task
 from cl_jax.errors import UserError
+from cl_jax.fisher import diagonal_fisher
+from cl_jax.methods.ewc import ewc
 from cl_jax.models.mlp import mlp
 
 KEY = jax.random.key(0)
@@ -176,3 +178,39 @@ def test_mistakes_are_told():
             Freeze(pattern=pattern).check(PARAMS)
     with pytest.raises(UserError, match=r"adapter.pattern: '\[' is not a regular expression"):
         Freeze(pattern="[").check(PARAMS)
+
+
+def test_ewc_holds_the_product_and_not_the_factors():
+    """With P = (alpha / r) A B the penalty strength / 2 sum F (W + P - theta*)^2 reaches A and B by the chain rule, and
+    F and theta* are those of W + P."""
+    strength, scale, rate = 3.0, 2.0, 0.1
+
+    def step(strength):
+        method = ewc(MODEL, strength, kind="empirical")
+        learner = train.Learner(MODEL, optax.scale(-rate), method, lora(2, 2 * scale))
+        state = train.init(learner, KEY, BATCH, PARAMS)
+        state = state._replace(trainable=shifted(state.trainable))
+        state = train.end_task(learner, KEY, state, Task(TASK, BATCH, jnp.ones(8, bool)))
+        anchored = train.effective(learner, state)
+        state = state._replace(trainable=jax.tree.map(lambda leaf: 1.1 * leaf + 0.2, state.trainable))
+        before = train.effective(learner, state)
+        after, metrics = train.train_step(learner, KEY, state, BATCH, task=1)
+        fisher = diagonal_fisher(KEY, MODEL, anchored, BATCH, kind="empirical")
+        return anchored, before, state, after.trainable.factors, metrics.penalty, fisher
+
+    anchored, before, state, held, penalty, fisher = jax.jit(step)(strength)
+    *_, free, _, _ = jax.jit(step)(0.0)
+    chex.assert_trees_all_equal(state.method.anchor, anchored)
+    chex.assert_trees_all_close(state.method.fisher, fisher, **ROUNDING)
+    expected = 0.0
+    for name in ("dense_0", "dense_1"):
+        f, p, anchor = (np.asarray(of[name]["kernel"], np.float64) for of in (fisher, before, anchored))
+        spring = strength * f * (p - anchor)  # the penalty's gradient by the product's matrix
+        factors = state.trainable.factors[f"{name}/kernel"]
+        a, b = (np.asarray(factors[part], np.float64) for part in "ab")
+        expected += 0.5 * np.sum(spring * (p - anchor))
+        for part, slope in (("a", scale * spring @ b.T), ("b", scale * a.T @ spring)):
+            by = np.asarray(held[f"{name}/kernel"][part], np.float64) - np.asarray(free[f"{name}/kernel"][part])
+            np.testing.assert_allclose(by, -rate * slope, rtol=1e-3, atol=1e-5)
+            assert np.abs(slope).max() > 0.01
+    np.testing.assert_allclose(penalty, expected, rtol=1e-4)

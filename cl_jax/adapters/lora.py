@@ -1,23 +1,12 @@
 """Low-rank adaptation in parameter space (Hu et al. 2021, arXiv 2106.09685): knows no model."""
 
-import re
-from typing import Any, NamedTuple
-
 import jax
 import jax.numpy as jnp
 
-from cl_jax.adapters.adapter import Adapter, Trainable, path_name
+from cl_jax.adapters.adapter import Adapter, Trainable
+from cl_jax.adapters.factors import FIRST_TASKS, LoraState, check_factors, new_factors, plus_products
 from cl_jax.config import config, static, traced
-from cl_jax.errors import UserError
-from cl_jax.method import stream_key
 from cl_jax.model import Params
-
-
-class LoraState(NamedTuple):
-    """What trains: a full copy that moves in the first task only (or nothing), and the factors."""
-
-    first: Params  # the model's parameters while the first task trains them; () otherwise
-    factors: dict[str, dict[str, jax.Array]]  # path -> {"a": [d_in, r], "b": [r, d_out]}
 
 
 def lora(
@@ -41,31 +30,12 @@ def lora(
             parameters in the first task, which stands for the pre-training, and only the factors after it.
     """
 
-    def matches(path: tuple[Any, ...], leaf: jax.Array) -> bool:
-        return leaf.ndim == 2 and re.search(targets, path_name(path)) is not None
-
-    def factors(key: jax.Array, params: Params) -> dict[str, dict[str, jax.Array]]:
-        made = {}
-        for path, leaf in jax.tree_util.tree_leaves_with_path(params):
-            if matches(path, leaf):
-                d_in, d_out = leaf.shape
-                noise = jax.random.normal(stream_key(key, path_name(path)), (d_in, rank), leaf.dtype)
-                made[path_name(path)] = {"a": noise * d_in**-0.5, "b": jnp.zeros((rank, d_out), leaf.dtype)}
-        return made
-
-    def add(params: Params, products: dict[str, dict[str, jax.Array]]) -> Params:
-        def one(path: tuple[Any, ...], leaf: jax.Array) -> jax.Array:
-            part = products.get(path_name(path))
-            return leaf if part is None else leaf + (alpha / rank) * (part["a"] @ part["b"])
-
-        return jax.tree_util.tree_map_with_path(one, params)
-
     def init(key: jax.Array, params: Params) -> tuple[Params, Trainable]:
-        made = factors(key, params)
+        made = new_factors(key, params, rank, targets)
         return ((), LoraState(params, made)) if first_task == "full" else (params, LoraState((), made))
 
     def effective(base: Params, trainable: Trainable, task: jax.Array) -> Params:
-        return add(trainable.first if first_task == "full" else base, trainable.factors)
+        return plus_products(trainable.first if first_task == "full" else base, trainable.factors, alpha / rank)
 
     def mask(base: Params, task: jax.Array, updates: Trainable) -> Trainable:
         if first_task != "full":
@@ -78,7 +48,7 @@ def lora(
         if not merge:
             return base, trainable
         merged = effective(base, trainable, task)
-        fresh = factors(key, merged)
+        fresh = new_factors(key, merged, rank, targets)
         return ((), LoraState(merged, fresh)) if first_task == "full" else (merged, LoraState((), fresh))
 
     return Adapter(init=init, effective=effective, mask=mask, end_task=end_task, identity=False)
@@ -92,7 +62,7 @@ class Lora:
     alpha: float = traced(16.0)
     targets: str = static("kernel")
     merge: bool = static(False)
-    first_task: str = static("full", choices=("full", "lora"))
+    first_task: str = static("full", choices=FIRST_TASKS)
 
     @property
     def needs_boundaries(self) -> bool:
@@ -103,17 +73,4 @@ class Lora:
 
     def check(self, params: Params) -> None:
         """Raises UserError when no matrix matches, or the rank is larger than a matched matrix allows."""
-        leaves = jax.tree_util.tree_leaves_with_path(params)
-        matrices = {path_name(path): leaf.shape for path, leaf in leaves if len(leaf.shape) == 2}
-        try:
-            matched = {name: shape for name, shape in matrices.items() if re.search(self.targets, name)}
-        except re.error as error:
-            raise UserError(f"adapter.targets: {self.targets!r} is not a regular expression: {error}") from error
-        if not matched:
-            raise UserError(f"adapter.targets: {self.targets!r} matches none of the matrices {', '.join(matrices)}")
-        name, shape = min(matched.items(), key=lambda item: min(item[1]))
-        if self.rank > min(shape):
-            raise UserError(
-                f"adapter.rank: was given {self.rank}, larger than the matrix {name} {list(shape)} allows; the most "
-                f"allowed is {min(shape)}: lower the rank or leave the matrix out of adapter.targets"
-            )
+        check_factors(params, self.rank, self.targets)

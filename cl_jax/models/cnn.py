@@ -70,7 +70,7 @@ def cnn(
             h = jax.nn.relu(layers.dense(name, h))
         return layers.dense(denses[-1], h), layers.inputs
 
-    return Model(init=init, apply=lambda params, x: tap(params, {}, x)[0], tap=tap)
+    return Model(init=init, apply=lambda params, x: tap(params, {}, x)[0], tap=tap, gates=True)
 
 
 @config

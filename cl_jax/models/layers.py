@@ -55,7 +55,8 @@ def dropped(key: jax.Array, h: jax.Array, rate: jax.Array | float) -> jax.Array:
 class Layers:
     """One pass through a model: computes its layers and records in `inputs` what each received.
 
-    A layer's output is that of its formula plus `probes[name]`, where there are probes; see `Model.tap`.
+    A layer's output is that of its formula plus `probes[name]`, where there are probes, times its `gate`, where it has
+    one; see `Model.tap`.
     """
 
     def __init__(self, params: Params, probes: dict[str, jax.Array]):
@@ -98,7 +99,11 @@ class Layers:
         if "bias" in self.params[name]:
             bias = self.params[name]["bias"]
             y = y + bias.reshape((1,) * (y.ndim - 1) + bias.shape)
-        return y + self.probes[name] if self.probes else y
+        y = y + self.probes[name] if self.probes else y
+        if "gate" in self.params[name]:
+            gate = lax.stop_gradient(self.params[name]["gate"])
+            y = y * gate.reshape((1,) * (y.ndim - 1) + gate.shape)
+        return y
 
 
 def _per_group(means_BxC: jax.Array, groups: int) -> jax.Array:

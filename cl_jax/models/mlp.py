@@ -81,6 +81,7 @@ def mlp(
         tap=tap,
         train=None if dropout is None and input_dropout is None else train,
         fresh=lambda key, d_in, d_out: dense_layer(jax.random.split(key), d_in, d_out, initialization),
+        gates=True,
     )
 
 

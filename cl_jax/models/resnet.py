@@ -97,7 +97,7 @@ def resnet18(
             h = jax.nn.relu(inner + (conv_norm(shortcut, h, 1, stride) if shortcut in params else h))
         return layers.dense("head", global_average_pool(h)), layers.inputs
 
-    return Model(init=init, apply=lambda params, x: tap(params, {}, x)[0], tap=tap)
+    return Model(init=init, apply=lambda params, x: tap(params, {}, x)[0], tap=tap, gates=True)
 
 
 def _blocks() -> list[tuple[str, int]]:

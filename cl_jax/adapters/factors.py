@@ -1,0 +1,62 @@
+"""Pairs of low-rank factors for the matrices of a model: what the adapters of the LoRA family train."""
+
+import re
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from cl_jax.adapters.adapter import path_name
+from cl_jax.errors import UserError
+from cl_jax.method import stream_key
+from cl_jax.model import Params
+
+Factors = dict[str, dict[str, jax.Array]]  # path -> {"a": [d_in, r], "b": [r, d_out]}
+FIRST_TASKS = ("full", "lora")
+
+
+class LoraState(NamedTuple):
+    """What trains: a full copy that moves in the first task only (or nothing), and the factors."""
+
+    first: Params  # the model's parameters while the first task trains them; () otherwise
+    factors: Factors  # of each task where they have a leading axis [T]
+
+
+def new_factors(key: jax.Array, params: Params, rank: int, targets: str) -> Factors:
+    """A [d_in, r] ~ N(0, 1 / d_in) and B [r, d_out] = 0 for every matrix whose path `targets` is found in."""
+    made = {}
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        name = path_name(path)
+        if leaf.ndim == 2 and re.search(targets, name) is not None:
+            d_in, d_out = leaf.shape
+            noise = jax.random.normal(stream_key(key, name), (d_in, rank), leaf.dtype)
+            made[name] = {"a": noise * d_in**-0.5, "b": jnp.zeros((rank, d_out), leaf.dtype)}
+    return made
+
+
+def plus_products(params: Params, factors: Factors, scale: jax.Array | float) -> Params:
+    """W + scale A B for every matrix that has factors."""
+
+    def one(path: tuple, leaf: jax.Array) -> jax.Array:
+        part = factors.get(path_name(path))
+        return leaf if part is None else leaf + scale * (part["a"] @ part["b"])
+
+    return jax.tree_util.tree_map_with_path(one, params)
+
+
+def check_factors(params: Params, rank: int, targets: str) -> None:
+    """Raises UserError when no matrix matches, or the rank is larger than a matched matrix allows."""
+    leaves = jax.tree_util.tree_leaves_with_path(params)
+    matrices = {path_name(path): leaf.shape for path, leaf in leaves if len(leaf.shape) == 2}
+    try:
+        matched = {name: shape for name, shape in matrices.items() if re.search(targets, name)}
+    except re.error as error:
+        raise UserError(f"adapter.targets: {targets!r} is not a regular expression: {error}") from error
+    if not matched:
+        raise UserError(f"adapter.targets: {targets!r} matches none of the matrices {', '.join(matrices)}")
+    name, shape = min(matched.items(), key=lambda item: min(item[1]))
+    if rank > min(shape):
+        raise UserError(
+            f"adapter.rank: was given {rank}, larger than the matrix {name} {list(shape)} allows; the most "
+            f"allowed is {min(shape)}: lower the rank or leave the matrix out of adapter.targets"
+        )
