@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from cl_jax.adapters.adapter import Adapter as Adapter
     from cl_jax.adapters.freeze import freeze as freeze
     from cl_jax.adapters.lora import lora as lora
+    from cl_jax.adapters.xdg import xdg as xdg
     from cl_jax.batch import Batch as Batch
     from cl_jax.batch import Task as Task
     from cl_jax.batch import whole_task as whole_task
@@ -60,6 +61,7 @@ _HOMES = {
     "adapters.adapter": ("Adapter",),
     "adapters.freeze": ("freeze",),
     "adapters.lora": ("lora",),
+    "adapters.xdg": ("xdg",),
     "batch": ("Batch", "Task", "whole_task"),
     "fisher": ("diagonal_fisher",),
     "kfac": ("kronecker_factors",),

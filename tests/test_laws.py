@@ -14,6 +14,7 @@ from cl_jax import train
 from cl_jax.adapters.adapter import Adapter
 from cl_jax.adapters.freeze import freeze
 from cl_jax.adapters.lora import lora
+from cl_jax.adapters.xdg import xdg
 from cl_jax.batch import Batch, Task
 from cl_jax.method import Method, chain, stream_key
 from cl_jax.methods.agem import agem
@@ -89,6 +90,7 @@ ADAPTERS = {
     "lora": lora(2, 2.0),
     "lora-merged": lora(2, 2.0, merge=True, first_task="full"),
     "freeze": freeze("dense_0/"),
+    "xdg": xdg(2, 0.5),
 }
 PENALTIES = [
     "l2",
@@ -105,7 +107,12 @@ PENALTIES = [
 ]
 # Strength 0 is fine-tuning, and what more of it does shows from the first step on or not in how far the weights move.
 OTHERS = ["l2-init", "shrink-perturb", "shrink-perturb-step", "continual-backprop"]
-COMBINATIONS = [("l2", "lora"), ("ewc", "freeze"), ("ewc+replay", "lora-merged")]
+COMBINATIONS = [
+    ("l2", "lora"),
+    ("ewc", "freeze"),
+    ("ewc+replay", "lora-merged"),
+    ("ewc-online", "xdg"),
+]
 TABLE = [(name, "full") for name in METHODS] + COMBINATIONS
 over_the_table = pytest.mark.parametrize(("name", "adapter"), TABLE, ids=["/".join(row) for row in TABLE])
 # Compiling is nearly all of the time here, and the programs are tiny: half the time without optimization.
@@ -145,12 +152,13 @@ def life(learner: train.Learner, seed: Any, steps: int = 10, tasks: int = 2) -> 
         def one(state: train.TrainState, step: jax.Array) -> tuple[train.TrainState, None]:
             rows = (step * 8 + jnp.arange(8, dtype=jnp.int32)) % 37
             incoming = jax.tree.map(lambda leaf: leaf[rows], batch)
+            state = train.during(learner, state, task, step, steps)
             return train.train_step(learner, jax.random.fold_in(key_steps, step), state, incoming, task=task)[0], None
 
         state, _ = jax.lax.scan(one, state, jnp.arange(steps, dtype=jnp.int32))
         finished = Task(task, batch, jnp.arange(40) < 37)
         state = train.end_task(learner, jax.random.fold_in(stream_key(key, "boundary"), task), state, finished)
-        return state, train.effective(learner, state)
+        return state, train.effective(learner, state, task)
 
     several = jax.tree.map(lambda leaf: leaf[:tasks], examples())
     return jax.lax.scan(one_task, start, (jnp.arange(tasks, dtype=jnp.int32), several))
@@ -205,7 +213,7 @@ def test_structure_shapes_and_dtypes_are_stable(name: str, adapter: str) -> None
     def states(key: jax.Array) -> list[train.TrainState]:
         learner, batch = learner_of(name, adapter, jnp.float32(1.0)), first_of(examples())
         start = train.init(learner, key, batch)
-        after, _ = train.train_step(learner, key, start, batch)
+        after, _ = train.train_step(learner, key, train.during(learner, start, 0, 7, 10), batch)
         return [start, after, train.end_task(learner, key, after, Task(jnp.int32(0), batch, jnp.ones(40, bool)))]
 
     first, *others = jax.eval_shape(states, jax.random.key(0))
