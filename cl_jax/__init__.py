@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from cl_jax.adapters.adapter import Adapter as Adapter
     from cl_jax.adapters.freeze import freeze as freeze
     from cl_jax.adapters.lora import lora as lora
+    from cl_jax.adapters.packnet import packnet as packnet
     from cl_jax.adapters.xdg import xdg as xdg
     from cl_jax.batch import Batch as Batch
     from cl_jax.batch import Task as Task
@@ -61,6 +62,7 @@ _HOMES = {
     "adapters.adapter": ("Adapter",),
     "adapters.freeze": ("freeze",),
     "adapters.lora": ("lora",),
+    "adapters.packnet": ("packnet",),
     "adapters.xdg": ("xdg",),
     "batch": ("Batch", "Task", "whole_task"),
     "fisher": ("diagonal_fisher",),

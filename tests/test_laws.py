@@ -14,6 +14,7 @@ from cl_jax import train
 from cl_jax.adapters.adapter import Adapter
 from cl_jax.adapters.freeze import freeze
 from cl_jax.adapters.lora import lora
+from cl_jax.adapters.packnet import packnet
 from cl_jax.adapters.xdg import xdg
 from cl_jax.batch import Batch, Task
 from cl_jax.method import Method, chain, stream_key
@@ -91,6 +92,7 @@ ADAPTERS = {
     "lora-merged": lora(2, 2.0, merge=True, first_task="full"),
     "freeze": freeze("dense_0/"),
     "xdg": xdg(2, 0.5),
+    "packnet": packnet(2, 0.5),
 }
 PENALTIES = [
     "l2",
@@ -112,6 +114,7 @@ COMBINATIONS = [
     ("ewc", "freeze"),
     ("ewc+replay", "lora-merged"),
     ("ewc-online", "xdg"),
+    ("finetune", "packnet"),
 ]
 TABLE = [(name, "full") for name in METHODS] + COMBINATIONS
 over_the_table = pytest.mark.parametrize(("name", "adapter"), TABLE, ids=["/".join(row) for row in TABLE])

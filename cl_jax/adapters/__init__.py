@@ -5,6 +5,7 @@ from typing import Any
 from cl_jax.adapters.adapter import Adapter
 from cl_jax.adapters.freeze import Freeze
 from cl_jax.adapters.lora import Lora
+from cl_jax.adapters.packnet import Packnet
 from cl_jax.adapters.xdg import Xdg
 from cl_jax.config import config
 from cl_jax.model import Params
@@ -25,5 +26,6 @@ ADAPTERS: dict[str, Any] = {
     "full": Full,
     "lora": Lora,
     "freeze": Freeze,
+    "packnet": Packnet,
     "xdg": Xdg,
 }
