@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from cl_jax.adapters.freeze import freeze as freeze
     from cl_jax.adapters.lora import lora as lora
     from cl_jax.adapters.packnet import packnet as packnet
+    from cl_jax.adapters.task_lora import task_lora as task_lora
     from cl_jax.adapters.xdg import xdg as xdg
     from cl_jax.batch import Batch as Batch
     from cl_jax.batch import Task as Task
@@ -63,6 +64,7 @@ _HOMES = {
     "adapters.freeze": ("freeze",),
     "adapters.lora": ("lora",),
     "adapters.packnet": ("packnet",),
+    "adapters.task_lora": ("task_lora",),
     "adapters.xdg": ("xdg",),
     "batch": ("Batch", "Task", "whole_task"),
     "fisher": ("diagonal_fisher",),

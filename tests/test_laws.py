@@ -15,6 +15,7 @@ from cl_jax.adapters.adapter import Adapter
 from cl_jax.adapters.freeze import freeze
 from cl_jax.adapters.lora import lora
 from cl_jax.adapters.packnet import packnet
+from cl_jax.adapters.task_lora import task_lora
 from cl_jax.adapters.xdg import xdg
 from cl_jax.batch import Batch, Task
 from cl_jax.method import Method, chain, stream_key
@@ -93,6 +94,7 @@ ADAPTERS = {
     "freeze": freeze("dense_0/"),
     "xdg": xdg(2, 0.5),
     "packnet": packnet(2, 0.5),
+    "task-lora": task_lora(2, 2, 2.0),
 }
 PENALTIES = [
     "l2",
@@ -115,6 +117,7 @@ COMBINATIONS = [
     ("ewc+replay", "lora-merged"),
     ("ewc-online", "xdg"),
     ("finetune", "packnet"),
+    ("l2", "task-lora"),
 ]
 TABLE = [(name, "full") for name in METHODS] + COMBINATIONS
 over_the_table = pytest.mark.parametrize(("name", "adapter"), TABLE, ids=["/".join(row) for row in TABLE])

@@ -6,6 +6,7 @@ from cl_jax.adapters.adapter import Adapter
 from cl_jax.adapters.freeze import Freeze
 from cl_jax.adapters.lora import Lora
 from cl_jax.adapters.packnet import Packnet
+from cl_jax.adapters.task_lora import TaskLora
 from cl_jax.adapters.xdg import Xdg
 from cl_jax.config import config
 from cl_jax.model import Params
@@ -25,6 +26,7 @@ class Full:
 ADAPTERS: dict[str, Any] = {
     "full": Full,
     "lora": Lora,
+    "task_lora": TaskLora,
     "freeze": Freeze,
     "packnet": Packnet,
     "xdg": Xdg,
