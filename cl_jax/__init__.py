@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from cl_jax.adapters.adapter import Adapter as Adapter
     from cl_jax.adapters.freeze import freeze as freeze
     from cl_jax.adapters.lora import lora as lora
+    from cl_jax.adapters.olora import olora as olora
     from cl_jax.adapters.packnet import packnet as packnet
     from cl_jax.adapters.task_lora import task_lora as task_lora
     from cl_jax.adapters.xdg import xdg as xdg
@@ -63,6 +64,7 @@ _HOMES = {
     "adapters.adapter": ("Adapter",),
     "adapters.freeze": ("freeze",),
     "adapters.lora": ("lora",),
+    "adapters.olora": ("olora",),
     "adapters.packnet": ("packnet",),
     "adapters.task_lora": ("task_lora",),
     "adapters.xdg": ("xdg",),

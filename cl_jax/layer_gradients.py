@@ -86,11 +86,12 @@ def absolute(leaf: jax.Array) -> jax.Array:
 def gradient_magnitudes(
     model: Model, params: Params, batch: Batch, cotangents: Cotangents, magnitude: Magnitude = square
 ) -> Params:
-    """sum_i sum_s w_is magnitude(gradient of v_is . logits(x_i)) for the tapped layers, float32 like params; 0 for a gate.
+    """sum_i sum_s w_is magnitude(gradient of v_is . logits(x_i)) for the tapped layers, float32 like params.
 
     `magnitude`, elementwise, is of a product the product of magnitudes. A dense layer's gradient is a_i g_is^T, so the
     sum is magnitude(a)^T b with b_i = sum_s w_is magnitude(g_is): no gradient is formed. Where a layer serves several
     positions an example's gradient is a sum over them, sum_p a_ip g_isp^T, and it is formed, one s at a time, first.
+    A gate has no gradient, so its sum is 0.
     """
     passed = backward(model, params, batch)
     layers = {name: _without_gate(params[name]) for name in passed.inputs}

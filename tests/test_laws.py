@@ -14,6 +14,7 @@ from cl_jax import train
 from cl_jax.adapters.adapter import Adapter
 from cl_jax.adapters.freeze import freeze
 from cl_jax.adapters.lora import lora
+from cl_jax.adapters.olora import olora
 from cl_jax.adapters.packnet import packnet
 from cl_jax.adapters.task_lora import task_lora
 from cl_jax.adapters.xdg import xdg
@@ -95,6 +96,7 @@ ADAPTERS = {
     "xdg": xdg(2, 0.5),
     "packnet": packnet(2, 0.5),
     "task-lora": task_lora(2, 2, 2.0),
+    "olora": olora(2, 2, 0.5, 2.0),
 }
 PENALTIES = [
     "l2",
@@ -115,9 +117,10 @@ COMBINATIONS = [
     ("l2", "lora"),
     ("ewc", "freeze"),
     ("ewc+replay", "lora-merged"),
-    ("ewc-online", "xdg"),
+    ("si", "xdg"),
     ("finetune", "packnet"),
     ("l2", "task-lora"),
+    ("replay", "olora"),
 ]
 TABLE = [(name, "full") for name in METHODS] + COMBINATIONS
 over_the_table = pytest.mark.parametrize(("name", "adapter"), TABLE, ids=["/".join(row) for row in TABLE])

@@ -5,6 +5,7 @@ from typing import Any
 from cl_jax.adapters.adapter import Adapter
 from cl_jax.adapters.freeze import Freeze
 from cl_jax.adapters.lora import Lora
+from cl_jax.adapters.olora import Olora
 from cl_jax.adapters.packnet import Packnet
 from cl_jax.adapters.task_lora import TaskLora
 from cl_jax.adapters.xdg import Xdg
@@ -27,6 +28,7 @@ ADAPTERS: dict[str, Any] = {
     "full": Full,
     "lora": Lora,
     "task_lora": TaskLora,
+    "olora": Olora,
     "freeze": Freeze,
     "packnet": Packnet,
     "xdg": Xdg,
