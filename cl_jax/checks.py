@@ -14,9 +14,11 @@ from cl_jax.adapters.adapter import Adapter
 from cl_jax.boundary_checks import check_boundary
 from cl_jax.config import LARGEST_INT, check_fields
 from cl_jax.data import Data
-from cl_jax.errors import UserError, did_you_mean
+from cl_jax.diagnostics import DIAGNOSTICS
+from cl_jax.errors import UserError, did_you_mean, unknown
 from cl_jax.experiment import MODELS, Entry, Experiment, Run, hyper_parameters
 from cl_jax.methods import METHODS
+from cl_jax.model import Model
 from cl_jax.optimizers import OPTIMIZERS, Sgd
 from cl_jax.schedules import SCHEDULES
 from cl_jax.tasks import BOUNDARIES, STREAMS
@@ -84,6 +86,7 @@ def check_parts(run: Any, where: str) -> None:
         for path, part in value.items() if field == "methods" else [("", value)]:
             _check_part(part, field, f"{where}.{field}.{path}".removesuffix("."))
     check_fields(run, where)
+    _check_diagnostics(run.diagnostics, f"{where}.diagnostics")
     if not 0 < run.validation < 1:
         raise UserError(f"{where}.validation: was given {run.validation}; allowed are shares between 0 and 1")
     if run.training_mask != "seen" and run.scenario != "class":
@@ -91,6 +94,16 @@ def check_parts(run: Any, where: str) -> None:
             f"{where}.training_mask: was given {run.training_mask!r} in scenario {run.scenario!r}, where it changes "
             f"nothing; leave it out, or use scenario 'class'"
         )
+
+
+def _check_diagnostics(names: Any, where: str) -> None:
+    if not isinstance(names, tuple):
+        raise UserError(f"{where}: expected a tuple of names such as ('plasticity',), was given {names!r:.200}")
+    for name in names:
+        if name not in DIAGNOSTICS:
+            raise unknown(f"name in {where}:", name, DIAGNOSTICS)
+    if len(set(names)) < len(names):
+        raise UserError(f"{where}: was given {', '.join(names)}; name each once")
 
 
 def _check_part(part: Any, field: str, where: str) -> None:
@@ -140,6 +153,7 @@ def check_run(run: Run, data: Data, where: str) -> None:
         model = run.model.build(view.num_outputs)
         images = jax.ShapeDtypeStruct((1, *data.images.shape[1:]), jnp.float32)
         run.adapter.check(jax.eval_shape(model.init, jax.random.key(0), images))
+        _check_features(run, model)
         _check_methods(run, view, data)
         _check_proximal(run)
         _check_with_adapter(run)
@@ -175,6 +189,15 @@ def _check_methods(run: Run, view: View, data: Data) -> None:
                 f"methods.{name}.capacity {capacity} is larger than the {examples} training examples of all tasks: "
                 f"lower it to at most that"
             )
+
+
+def _check_features(run: Run, model: Model) -> None:
+    blind = [name for name in run.diagnostics if DIAGNOSTICS[name].needs_features and model.tap is None]
+    if blind:
+        raise UserError(
+            f"diagnostics {', '.join(blind)} need to know what the layers of the model receive, and "
+            f"{type(run.model).__name__} does not tell: give it a `tap`, see cl_jax.model.Model, or leave them out"
+        )
 
 
 def _check_with_adapter(run: Run) -> None:

@@ -17,6 +17,8 @@ from jax.sharding import Mesh, PartitionSpec
 from cl_jax import program
 from cl_jax.data import Data
 from cl_jax.devices import AXIS, by_member, crowded, mesh_of, on_each
+from cl_jax.diagnostics.boundary import measure
+from cl_jax.diagnostics.columns import layout
 from cl_jax.experiment import Member
 from cl_jax.program import World
 from cl_jax.tasks.stream import Curriculum
@@ -80,6 +82,7 @@ class Programs:
         self._end_task = compiled("end_task", over_members(program.end_task), donate_argnums=1)
         self._row = compiled("row", over_members(program.row))
         self._row_part = compiled("row_part", over_members(program.row_part))
+        self._diagnose = compiled("diagnose", over_members(measure))
 
     def make_room(self) -> None:
         """Drops all compiled programs where they have become too many; what is needed again comes from the cache."""
@@ -155,9 +158,12 @@ class Programs:
             steps = self.lowered_steps(wave, state, data, num_steps)
             end_task = self._end_task.lower(about, state, data, number, packing=wave.packing)
             shown = on_mesh(end_task.out_info[1], put)
+            diagnose = self._lowered_diagnose(wave, end_task.out_info[0], data)
         init.compile()
         steps.compile()
         end_task.compile()
+        if diagnose is not None:
+            diagnose.compile()
         with self._lock:
             self._row.lower((wave.plain, wave.curriculum), shown, data, number, packing=wave.packing).compile()
 
@@ -174,6 +180,21 @@ class Programs:
         """`end_task` without the evaluation: the state, and what is evaluated."""
         about = (wave.runs, wave.seeds, wave.curriculum)
         return self._end_task(about, state, data, np.int32(task), packing=wave.packing)
+
+    def diagnose(self, wave: Wave, held: Any, data: Data, after: int, since: int) -> tuple[Any, jax.Array]:
+        """As `cl_jax.diagnostics.boundary.measure`: [wave, ...] and float32 [wave, N]. `held`: kept, and the state."""
+        about, numbers = (wave.runs, wave.seeds, wave.curriculum), (np.int32(after), np.int32(since))
+        return self._diagnose(about, held, data, *numbers, packing=wave.packing)
+
+    def _lowered_diagnose(self, wave: Wave, state: Any, data: Data) -> Any:
+        """What `diagnose` runs, not yet compiled; `state`: shapes. None: the members are asked for no diagnostics."""
+        if not wave.runs.diagnostics:
+            return None
+        kept = layout(wave.runs, data).kept
+        size, about, number = wave.packing.wave, (wave.runs, wave.seeds, wave.curriculum), np.int32(0)
+        kept = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((size, *leaf.shape), leaf.dtype), kept)
+        held = on_mesh((kept, state), by_member(wave.packing.mesh))
+        return self._diagnose.lower(about, held, data, number, number, packing=wave.packing)
 
     def row_part(self, wave: Wave, shown: Any, after: int, data: Data, split: str, task: int, first: int) -> jax.Array:
         """Sums over one chunk of one task, as `cl_jax.evaluate.chunk_sums`: float32 [wave, metrics]."""

@@ -8,6 +8,7 @@ from rich.table import Table
 
 from cl_jax.data import Data
 from cl_jax.devices import memory_bytes
+from cl_jax.diagnostics.columns import layout
 from cl_jax.packing import MEMORY_SHARE, Measured
 from cl_jax.plan import Shard
 from cl_jax.program import StateParts, state_parts
@@ -21,6 +22,7 @@ class Estimate:
     tasks: int  # tasks that it trains itself
     parts: StateParts  # of a member
     measured: Sequence[Measured]  # by width; empty: not measured
+    kept: int = 0  # bytes of a member that its diagnostics keep of earlier boundaries
 
     @property
     def at_width(self) -> Measured | None:
@@ -42,7 +44,7 @@ class Estimate:
     @property
     def checkpoint_bytes(self) -> int:
         """At each boundary."""
-        return len(self.shard.members) * self.parts.total
+        return len(self.shard.members) * (self.parts.total + self.kept)
 
 
 def estimate(
@@ -50,7 +52,8 @@ def estimate(
 ) -> Estimate:
     run = shard.members[0].entry.run
     tasks = 1 if only_first else run.stream.num_tasks - tasks_elsewhere
-    return Estimate(shard, tasks, state_parts(run, data), measured)
+    kept = layout(run, data).kept_bytes if run.diagnostics else 0
+    return Estimate(shard, tasks, state_parts(run, data), measured, kept)
 
 
 def table(estimates: Sequence[Estimate], done: Sequence[Shard]) -> Table:

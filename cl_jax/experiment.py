@@ -42,6 +42,7 @@ class Run:
         passes: in place of steps, over the examples of each task: one is online learning, see `cl_jax.passes`.
         recent: after a task evaluate only this many newest tasks, all of them before the first and after the last: the
             rest of R is NaN, and with 1 average accuracy, learning accuracy and backward transfer are what they were.
+        diagnostics: names of `cl_jax.diagnostics.DIAGNOSTICS`, measured at every task boundary.
     """
 
     data: str = static("digits")
@@ -60,6 +61,7 @@ class Run:
     batch_size: int = static(32, low=1)
     passes: int | None = static(None, low=1, later=True)
     recent: int | None = static(None, low=1, later=True)
+    diagnostics: tuple[str, ...] = static((), later=True)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

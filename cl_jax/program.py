@@ -92,7 +92,7 @@ def world_of(run: Run) -> Run:
     """The run without what trains it: runs that are equal in this share tasks, initial weights and evaluation."""
     return dataclasses.replace(
         run, training_mask="seen", exposure="current", optimizer=Sgd(), schedule=TaskDecay(), adapter=Full(),
-        methods={}, steps=1, batch_size=1, passes=None, recent=None,
+        methods={}, steps=1, batch_size=1, passes=None, recent=None, diagnostics=(),
         boundary=run.boundary if run.scenario == "class" else Sharp(),  # else it changes nothing of these
     )  # fmt: skip
 
@@ -160,15 +160,15 @@ def state_parts(run: Run, data: Data) -> StateParts:
     """What one member's training state is made of; nothing is computed for it."""
     key = (jax.tree.structure(run), data.sha256, data.sizes)
     if key not in _STATE_PARTS:
-        _STATE_PARTS[key] = _state_parts(run, data)
+        _STATE_PARTS[key] = parts_of(state_shapes(run, data))
     return _STATE_PARTS[key]
 
 
 _STATE_PARTS: dict[Any, StateParts] = {}  # a tenth of a second each, and asked for more than once
 
 
-def _state_parts(run: Run, data: Data) -> StateParts:
-    state = state_shapes(run, data)
+def parts_of(state: train.TrainState) -> StateParts:
+    """Of a state, or of its shapes and dtypes."""
 
     def held(tree: Any) -> int:
         return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
@@ -243,9 +243,17 @@ def end_task(
     finished = Task(task, task_rows(segments, task, position), position < segments.size[task])
     learner = make_learner(run, data, curriculum, task)
     state = train.consolidated(learner, key, state, finished)
-    per_task = learner.adapter.per_task
-    shown = (state.base, state.trainable) if per_task else train.evaluated(learner, state, task)
+    shown = _shown(learner, state, task)
     return train.restarted(learner, key, state, reset_optimizer=run.optimizer.reset), shown
+
+
+def shown(run: Run, curriculum: Curriculum, state: train.TrainState, data: Data, task: jax.Array) -> Any:
+    """What `row` evaluates in a task, or after it."""
+    return _shown(make_learner(run, data, curriculum, task), state, task)
+
+
+def _shown(learner: train.Learner, state: train.TrainState, task: jax.Array) -> Any:
+    return (state.base, state.trainable) if learner.adapter.per_task else train.evaluated(learner, state, task)
 
 
 def row(run: Run, curriculum: Curriculum, shown: Any, data: Data, after: jax.Array) -> jax.Array:

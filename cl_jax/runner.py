@@ -13,6 +13,7 @@ import jax
 
 from cl_jax import compiled, estimate, packing, passes, plan, provenance, results, stages, sweep, trunk, waves
 from cl_jax.checkpoint import KEPT_STEPS
+from cl_jax.diagnostics import table
 from cl_jax.errors import UserError
 from cl_jax.job import Job, data_of
 from cl_jax.job import prepare as prepare
@@ -69,14 +70,16 @@ def run(job: Job, *, quiet: bool = False, parallel: int | None = None, keep: int
 
 
 def gather(job: Job) -> None:
-    """Writes the one table from every shard's record."""
-    table_rows = []
+    """Writes the one table from every shard's record, and that of the diagnostics where there are any."""
+    table_rows, parts = [], []
     for shard in job.shards:
         read = sweep.read_record(shard)
         if read is not None:
             table_rows += results.rows(shard.members, *read)
+            parts.append((shard.folder, shard.members, read))
     if table_rows:
         results.write_table(job.out / results.RESULTS, table_rows)
+    table.gather(job.out, parts)
 
 
 def _environment(job: Job) -> dict[str, Any]:

@@ -2,12 +2,15 @@
 
 import hashlib
 import io
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
 from cl_jax.checkpoint import Checkpoints
+from cl_jax.diagnostics import notes
+from cl_jax.diagnostics.notes import Notes
+from cl_jax.diagnostics.table import part_sha256, write_part
 from cl_jax.evaluate import EVALUATED, METRICS
 from cl_jax.plan import Shard
 from cl_jax.results import Record, read_json, read_shard, write_atomically, write_json
@@ -21,6 +24,7 @@ class Standing(NamedTuple):
     tasks: int  # boundaries behind it
     state: Host  # TrainState of every member, [members, ...]; None before the first boundary
     record: np.ndarray  # float32 [members, T + 1, splits, metrics, T]
+    notes: Notes | None = None  # what diagnostics have measured and kept; None: there are none
 
 
 def first_record(crew: Crew) -> np.ndarray:
@@ -33,17 +37,24 @@ def first_record(crew: Crew) -> np.ndarray:
 
 def restored(crew: Crew, checkpoints: Checkpoints) -> Standing | None:
     """From the newest good checkpoint."""
-    like = host_like(crew)
-    found = checkpoints.restore({"state": like._asdict(), "record": first_record(crew)})
+    like, blank = host_like(crew), notes.blank(crew)
+    found = checkpoints.restore(_saved(Standing(0, like, first_record(crew), blank)))
     if found is None:
         return None
     tasks, kept = found
-    return Standing(tasks, type(like)(**jax.tree.map(np.asarray, kept["state"])), np.array(kept["record"]))
+    state = type(like)(**jax.tree.map(np.asarray, kept["state"]))
+    written = None if blank is None else notes.restored(blank, kept["diagnostics"])
+    return Standing(tasks, state, np.array(kept["record"]), written)
 
 
 def save(standing: Standing, checkpoints: Checkpoints) -> None:
     """Starts saving what `restored` reads."""
-    checkpoints.save(standing.tasks, {"state": standing.state._asdict(), "record": standing.record})
+    checkpoints.save(standing.tasks, _saved(standing))
+
+
+def _saved(standing: Standing) -> dict[str, Any]:
+    held = {"state": standing.state._asdict(), "record": standing.record}
+    return held if standing.notes is None else {**held, "diagnostics": standing.notes.saved}
 
 
 def publish(shard: Shard, standing: Standing, ends: np.ndarray) -> None:
@@ -61,13 +72,15 @@ def publish(shard: Shard, standing: Standing, ends: np.ndarray) -> None:
         stopped=(ends < num_tasks) & (ends <= standing.tasks),
     )
     np.savez(buffer, **record._asdict())
+    if standing.notes is not None:
+        write_part(shard.folder, standing.notes.values, standing.notes.columns)
     write_atomically(shard.folder / "record.npz", buffer.getvalue())
 
 
 def finish(shard: Shard) -> None:
     """Marks the shard as done, with the digest of what it published."""
     sha = hashlib.sha256((shard.folder / "record.npz").read_bytes()).hexdigest()
-    write_json(shard.folder / "DONE.json", {"record_sha256": sha})
+    write_json(shard.folder / "DONE.json", {"record_sha256": sha, **part_sha256(shard.folder)})
 
 
 def read_record(shard: Shard) -> Record | None:

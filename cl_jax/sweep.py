@@ -3,6 +3,8 @@
 The order at a boundary is law: train, end_task, evaluate, append the row, save, wait until committed, publish.
 """
 
+import math
+import time
 from collections.abc import Mapping
 from typing import NamedTuple
 
@@ -11,6 +13,7 @@ import numpy as np
 from cl_jax.checkpoint import KEPT_STEPS, Checkpoints
 from cl_jax.compiled import Programs
 from cl_jax.data import Data
+from cl_jax.diagnostics import notes
 from cl_jax.errors import UserError, disk_error
 from cl_jax.origin import Forks
 from cl_jax.plan import Shard, begin
@@ -96,10 +99,12 @@ def _run(
             progress.restored(int(np.maximum(before, 0).sum()) * shard.members[0].entry.run.steps)
         elif forks is not None:
             progress.say(f"{shard.folder.name}: begins from {forks.words}, {num_tasks} tasks in all")
-            pending = standing = forks.standing(crew)
+            standing = forks.standing(crew)
+            standing = standing._replace(notes=notes.begun(crew, standing.state, standing.tasks))
+            pending = standing
             save(standing, checkpoints)
         else:
-            standing = Standing(0, None, first_record(crew))
+            standing = Standing(0, None, first_record(crew), notes.blank(crew))
             start = trunks.start(shard, data, progress, programs) if trunks is not None else None
         for task in range(standing.tasks, last):
             standing = _one_task(crew, standing, task, ends, progress, start if task == 0 else None)
@@ -131,19 +136,26 @@ def _one_task(
     going = ends > task
     diverged = going & (False if before.state is None else before.state.diverged)
     rests = diverged if crew.members[0].entry.run.recent is None else np.zeros_like(diverged)
-    record = before.record.copy()
+    record, written = before.record.copy(), None if before.notes is None else before.notes.copy()
     record[going, task + 1] = record[going, task]
     waves, parts = muster(crew, np.flatnonzero(going & ~rests)), []
     for wave in waves:
         with crew.programs.busy:
-            state = first_states(crew, wave) if before.state is None else on_devices(crew, wave, before.state)
+            if before.state is None:
+                state = first_states(crew, wave)
+                notes.write(crew, wave, written, state, 0)
+            else:
+                state = on_devices(crew, wave, before.state)
+            began = time.perf_counter() if start is None else math.nan
             if start is None:
                 state = train_task(crew, wave, state, task, progress)
             else:
                 state = state._replace(**on_devices(crew, wave, start)._asdict())
             state, row = end_task(crew, wave, state, task)
-            parts.append(to_host(wave, state))
             record[wave.places, task + 1] = to_host(wave, row)
+            seconds = (time.perf_counter() - began) / len(wave.places)
+            notes.write(crew, wave, written, state, task + 1, seconds)
+            parts.append(to_host(wave, state))
     progress.restored(int(rests.sum()) * crew.members[0].entry.run.steps)
     host = gathered(waves, parts, before.state, len(crew.members)) if waves else before.state
-    return Standing(task + 1, host, record)
+    return Standing(task + 1, host, record, written)

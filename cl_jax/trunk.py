@@ -46,7 +46,7 @@ class Start(NamedTuple):
 def trunk_of(run: Run) -> Run | None:
     """The run that trains this one's first task, or None: a method acts from the first step on."""
     waits = all(getattr(method, "waits_for_boundary", False) for method in run.methods.values())
-    return dataclasses.replace(run, methods={}) if waits else None
+    return dataclasses.replace(run, methods={}, diagnostics=()) if waits else None
 
 
 def trunk_members(members: Sequence[Member], data_sha256: Mapping[str, str], *, shared: bool) -> dict[str, Member]:
