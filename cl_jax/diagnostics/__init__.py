@@ -6,11 +6,13 @@ device beside the evaluation, and writes to diagnostics.parquet.
 
 from cl_jax.diagnostics import (
     cost,
+    fisher_overlap,
     plasticity,
 )
 from cl_jax.diagnostics.diagnostic import Diagnostic
 
 DIAGNOSTICS = {
     "cost": Diagnostic(cost.measure),
+    "fisher_overlap": Diagnostic(fisher_overlap.measure),
     "plasticity": Diagnostic(plasticity.measure),
 }
