@@ -7,6 +7,7 @@ device beside the evaluation, and writes to diagnostics.parquet.
 from cl_jax.diagnostics import (
     cost,
     fisher_overlap,
+    parameter_drift,
     plasticity,
 )
 from cl_jax.diagnostics.diagnostic import Diagnostic
@@ -14,5 +15,6 @@ from cl_jax.diagnostics.diagnostic import Diagnostic
 DIAGNOSTICS = {
     "cost": Diagnostic(cost.measure),
     "fisher_overlap": Diagnostic(fisher_overlap.measure),
+    "parameter_drift": Diagnostic(parameter_drift.measure, keeps_weights=True),
     "plasticity": Diagnostic(plasticity.measure),
 }
