@@ -7,6 +7,7 @@ device beside the evaluation, and writes to diagnostics.parquet.
 from cl_jax.diagnostics import (
     cost,
     fisher_overlap,
+    gradient_interference,
     parameter_drift,
     plasticity,
 )
@@ -15,6 +16,7 @@ from cl_jax.diagnostics.diagnostic import Diagnostic
 DIAGNOSTICS = {
     "cost": Diagnostic(cost.measure),
     "fisher_overlap": Diagnostic(fisher_overlap.measure),
+    "gradient_interference": Diagnostic(gradient_interference.measure),
     "parameter_drift": Diagnostic(parameter_drift.measure, keeps_weights=True),
     "plasticity": Diagnostic(plasticity.measure),
 }
