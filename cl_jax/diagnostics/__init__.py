@@ -10,6 +10,7 @@ from cl_jax.diagnostics import (
     gradient_interference,
     parameter_drift,
     plasticity,
+    representation_drift,
 )
 from cl_jax.diagnostics.diagnostic import Diagnostic
 
@@ -19,4 +20,5 @@ DIAGNOSTICS = {
     "gradient_interference": Diagnostic(gradient_interference.measure),
     "parameter_drift": Diagnostic(parameter_drift.measure, keeps_weights=True),
     "plasticity": Diagnostic(plasticity.measure),
+    "representation_drift": Diagnostic(representation_drift.measure, keeps_weights=True, needs_features=True),
 }
