@@ -7,6 +7,7 @@ device beside the evaluation, and writes to diagnostics.parquet.
 from cl_jax.diagnostics import (
     cost,
     fisher_overlap,
+    forward_kl,
     gradient_interference,
     parameter_drift,
     plasticity,
@@ -17,6 +18,7 @@ from cl_jax.diagnostics.diagnostic import Diagnostic
 DIAGNOSTICS = {
     "cost": Diagnostic(cost.measure),
     "fisher_overlap": Diagnostic(fisher_overlap.measure),
+    "forward_kl": Diagnostic(forward_kl.measure, keeps_weights=True),
     "gradient_interference": Diagnostic(gradient_interference.measure),
     "parameter_drift": Diagnostic(parameter_drift.measure, keeps_weights=True),
     "plasticity": Diagnostic(plasticity.measure),
