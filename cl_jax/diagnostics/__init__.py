@@ -12,6 +12,7 @@ from cl_jax.diagnostics import (
     parameter_drift,
     plasticity,
     representation_drift,
+    shared_weights,
 )
 from cl_jax.diagnostics.diagnostic import Diagnostic
 
@@ -23,4 +24,5 @@ DIAGNOSTICS = {
     "parameter_drift": Diagnostic(parameter_drift.measure, keeps_weights=True),
     "plasticity": Diagnostic(plasticity.measure),
     "representation_drift": Diagnostic(representation_drift.measure, keeps_weights=True, needs_features=True),
+    "shared_weights": Diagnostic(shared_weights.measure),
 }
