@@ -13,6 +13,7 @@ from cl_jax.diagnostics import (
     plasticity,
     representation_drift,
     shared_weights,
+    stability_gap,
 )
 from cl_jax.diagnostics.diagnostic import Diagnostic
 
@@ -25,4 +26,5 @@ DIAGNOSTICS = {
     "plasticity": Diagnostic(plasticity.measure),
     "representation_drift": Diagnostic(representation_drift.measure, keeps_weights=True, needs_features=True),
     "shared_weights": Diagnostic(shared_weights.measure),
+    "stability_gap": Diagnostic(stability_gap.measure),
 }
