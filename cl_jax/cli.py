@@ -138,8 +138,9 @@ def _report(out: Path, format: str, select: str, *, quiet: bool = False, again: 
 
     protocol = selection.parse(select)
     from cl_jax import report, results
+    from cl_jax.diagnostics import table as diagnostics
 
-    table = results.read_table(out)
+    table, measured = results.read_table(out), diagnostics.read_table(out)
     experiment = results.read_json(out / "experiment.json", {"name": str, "description": str})
     environment = results.read_json(out / "environment.json", {"versions": dict, "device": dict})
     rows = report.summary(table, protocol=protocol)
@@ -148,7 +149,7 @@ def _report(out: Path, format: str, select: str, *, quiet: bool = False, again: 
     folder = "report" if protocol.name == "all" else f"report-{protocol.name.replace(':', '-')}"
     page = out / folder / "report.html"
     if again or not page.is_file() or page.stat().st_mtime < (out / results.RESULTS).stat().st_mtime:
-        report.write_report(table, environment, experiment, page.parent, protocol=protocol)
+        report.write_report(table, environment, experiment, page.parent, protocol=protocol, diagnostics=measured)
     if not quiet and format == "terminal":
         print(f"report: {page}")
 
@@ -156,6 +157,7 @@ def _report(out: Path, format: str, select: str, *, quiet: bool = False, again: 
 def _list() -> None:
     from cl_jax import sources
     from cl_jax.adapters import ADAPTERS
+    from cl_jax.diagnostics import DIAGNOSTICS
     from cl_jax.experiment import MODELS
     from cl_jax.methods import METHODS
     from cl_jax.optimizers import OPTIMIZERS
@@ -165,6 +167,7 @@ def _list() -> None:
     kinds = {
         "streams": STREAMS, "boundaries": BOUNDARIES, "methods": METHODS, "adapters": ADAPTERS,
         "optimizers": OPTIMIZERS, "schedules": SCHEDULES, "models": MODELS,
+        "diagnostics": {name: each.measure for name, each in DIAGNOSTICS.items()},
     }  # fmt: skip
     lines = {kind: {name: _what(value) for name, value in table.items()} for kind, table in kinds.items()}
     for kind, table in {**lines, "data": sources.KNOWN}.items():

@@ -72,3 +72,15 @@ def pareto_front(x: ArrayLike, y: ArrayLike) -> np.ndarray:
     no_worse = (x[:, None] >= x) & (y[:, None] >= y)
     better = (x[:, None] > x) | (y[:, None] > y)
     return ~(no_worse & better).any(axis=0) & ~np.isnan(x) & ~np.isnan(y)
+
+
+def r_squared(x: ArrayLike, y: ArrayLike, degree: int = 1) -> float:
+    """1 - sum (y - p(x))^2 / sum (y - mean y)^2 for the polynomial p of that degree with least squares.
+
+    NaN where there are no more points than coefficients, or y is constant.
+    """
+    x, y = np.asarray(x, np.float64), np.asarray(y, np.float64)
+    spread_y = float(np.sum((y - y.mean()) ** 2)) if len(y) else 0.0
+    if len(np.unique(x)) <= degree + 1 or spread_y == 0:
+        return float("nan")
+    return 1 - float(np.sum((y - np.polyval(np.polyfit(x, y, degree), x)) ** 2)) / spread_y

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from cl_jax.statistics import paired_difference, pareto_front, spread
+from cl_jax.statistics import paired_difference, pareto_front, r_squared, spread
 
 
 def test_spread_by_hand():
@@ -63,3 +63,12 @@ def test_pareto_front():
     y = [3.0, 2.0, 1.0, 1.0, 1.0, 9.0, 1.0]
     np.testing.assert_array_equal(pareto_front(x, y), [True, True, True, False, False, False, True])
     assert pareto_front([], []).shape == (0,)
+
+
+def test_r_squared():
+    x = np.arange(6.0)
+    noise = np.random.default_rng(0).normal(size=6)
+    assert r_squared(x, 3 - 2 * x) == pytest.approx(1) and r_squared(x, x**2, 2) == pytest.approx(1)
+    assert r_squared(x, x**2) == pytest.approx(np.corrcoef(x, x**2)[0, 1] ** 2)  # of a line, the squared correlation
+    assert r_squared(x, noise) == pytest.approx(np.corrcoef(x, noise)[0, 1] ** 2)
+    assert np.isnan([r_squared(x, np.ones(6)), r_squared([0.0, 1.0], [0.0, 1.0]), r_squared([], [])]).all()

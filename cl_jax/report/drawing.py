@@ -80,7 +80,7 @@ def sheet(
     gap = 0.3 if x is None else 0.16, _TITLE + (_TICKS + _NAME if x is None else _TICKS if count % columns else 0.02)
     inner = columns * (width + gap[0]) - gap[0], rows * (height + gap[1]) - gap[1]
     total = max(_LEFT + inner[0] + _RIGHT + right, 4.6)
-    labels = [_visible(cut(label, 40)) for _, label in legend]
+    labels = [visible(cut(label, 40)) for _, label in legend]
     beside = _side_by_side(labels, total)
     bottom = _BOTTOM + (0.08 + 0.165 * -(-len(labels) // beside) if labels else 0)
     size = total, (_TITLE if titled else 0.1) + inner[1] + bottom
@@ -152,6 +152,6 @@ def _side_by_side(labels: Sequence[str], width: float) -> int:
     return 1
 
 
-def _visible(label: str) -> str:
+def visible(label: str) -> str:
     # A leading "_" would hide an entry of the legend: a zero-width space before it keeps it.
     return "\u200b" + label if label.startswith("_") else label

@@ -95,11 +95,11 @@ def average_accuracy(stream: Stream) -> Figure | None:
     if stream.num_tasks == 1:
         return None
     looks = styles.method_styles(stream)
-    legend = [(mark(each.colour, *_look(each)), method) for method, each in looks.items()]
+    legend = [(mark(each.colour, *look(each)), method) for method, each in looks.items()]
     figure, (axis,) = sheet(1, 5.6, 2.6, "tasks trained", "accuracy on the tasks seen so far (%)", legend, titled=False)
     x, band = np.arange(1, stream.num_tasks + 1), len(stream.chosen) <= panels.MAX_BANDS
     for method, style in looks.items():
-        marker, dash = _look(style)
+        marker, dash = look(style)
         drawing.line(axis, x, panels.seen(stream.chosen[method]), style.colour, dash, marker, band)
     axis.set_xticks(panels.task_ticks(stream.num_tasks))
     return figure
@@ -142,7 +142,7 @@ def stability_plasticity_plane(stream: Stream) -> Figure | None:
         return None
     best = panels.front([point for point in points if point.method != UPPER_BOUND])
     shown = {method: style for method, style in styles.method_styles(stream).items() if _of(points, method)}
-    legend = [(mark(style.colour, _look(style)[0]), method) for method, style in shown.items()]
+    legend = [(mark(style.colour, look(style)[0]), method) for method, style in shown.items()]
     if len(best) > 1:
         legend.append((Line2D([], [], **_FRONT), "Pareto front"))
     legend.append((mark(GREY, "o", markersize=8), "chosen, ± 1 std"))
@@ -165,12 +165,13 @@ def _point(axis: Axes, point: Point, style: Style) -> None:
     if point.chosen and np.isfinite(point.learning.std):
         spread = (float(point.forgetting.std), float(point.learning.std))
         axis.errorbar(x, y, *spread, color=style.colour, linewidth=1, capsize=2, zorder=3)
-    look: dict[str, Any] = {"marker": _look(style)[0], "color": style.colour, "zorder": 4}
+    drawn: dict[str, Any] = {"marker": look(style)[0], "color": style.colour, "zorder": 4}
     size, alpha = (8, 1.0) if point.chosen else (4.5, 0.75)
-    axis.plot(x, y, markersize=size, alpha=alpha, markerfacecolor="none" if point.diverged else style.colour, **look)
+    axis.plot(x, y, markersize=size, alpha=alpha, markerfacecolor="none" if point.diverged else style.colour, **drawn)
 
 
-def _look(style: Style) -> tuple[str, str]:
+def look(style: Style) -> tuple[str, str]:
+    """Marker and dash."""
     return _MARKERS[style.marker], _DASHES[style.dash]
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pyarrow
 
-from cl_jax.report import charts
+from cl_jax.report import charts, diagnostic_charts, measured
 from cl_jax.report.sections import in_short, stream_section, text
 from cl_jax.report.streams import Stream, read
 from cl_jax.report.summary import summarize
@@ -29,6 +29,7 @@ def write_page(
     path: str | Path,
     num_tasks: Mapping[str, int] | None = None,
     protocol: Protocol = ALL,
+    diagnostics: pyarrow.Table | None = None,
 ) -> None:
     """Writes the report as one self-contained HTML file.
 
@@ -39,8 +40,10 @@ def write_page(
         path: the file to write; its folder exists.
         num_tasks: as in `streams.read`.
         protocol: how configurations are chosen.
+        diagnostics: diagnostics.parquet, where there is one.
     """
-    _write(Path(path), page(read(table, num_tasks, protocol), environment, experiment))
+    streams = read(table, num_tasks, protocol)
+    _write(Path(path), page(streams, environment, experiment, measured.read(diagnostics, streams)))
 
 
 def write_report(
@@ -50,24 +53,26 @@ def write_report(
     folder: str | Path,
     num_tasks: Mapping[str, int] | None = None,
     protocol: Protocol = ALL,
+    diagnostics: pyarrow.Table | None = None,
 ) -> list[Path]:
     """Writes report.html, summary.csv, summary.md and figures/*.svg, pdf, png; returns the paths, the page first.
 
     The page is written last: where it is, all of the report is.
     """
-    from cl_jax.report.figures import write_figures  # matplotlib takes its time, and a page needs none of it
+    from cl_jax.report import diagnostic_figures  # matplotlib takes its time, and a page needs none of it
+    from cl_jax.report.figures import write_figures
 
     folder = Path(folder)
     (folder / "figures").mkdir(parents=True, exist_ok=True)
     streams = read(table, num_tasks, protocol)
-    rows = summarize(streams)
-    paths = []
-    for stream, name in zip(streams, file_names([stream.label for stream in streams]), strict=True):
+    rows, found, paths = summarize(streams), measured.read(diagnostics, streams), []
+    for stream, each, name in zip(streams, found, file_names([stream.label for stream in streams]), strict=True):
         paths += write_figures(stream, folder / "figures", name)
+        paths += diagnostic_figures.write_figures(each, folder / "figures", name)
     texts = {
         "summary.csv": render_table(rows, "csv"),
         "summary.md": render_table(rows, "markdown"),
-        "report.html": page(streams, environment, experiment),
+        "report.html": page(streams, environment, experiment, found),
     }
     for name, content in texts.items():
         _write(folder / name, content)
@@ -87,14 +92,19 @@ def file_names(labels: Sequence[str]) -> list[str]:
     return names
 
 
-def page(streams: Sequence[Stream], environment: Mapping[str, Any], experiment: Mapping[str, Any]) -> str:
-    """The HTML text of the report."""
-    drawn = [charts.figures(stream) for stream in streams]
+def page(
+    streams: Sequence[Stream], environment: Mapping[str, Any], experiment: Mapping[str, Any],
+    found: Sequence[measured.Measured | None],
+) -> str:  # fmt: skip
+    """The HTML text of the report; `found` of each stream."""
+    drawn = [
+        charts.figures(stream) + diagnostic_charts.figures(each) for stream, each in zip(streams, found, strict=True)
+    ]
     rows = summarize(streams)
     identifiers = file_names([stream.label for stream in streams])
     sections = [
-        stream_section(stream, by_stream(rows)[stream.label], figures, identifier)
-        for stream, figures, identifier in zip(streams, drawn, identifiers, strict=True)
+        stream_section(stream, by_stream(rows)[stream.label], figures, identifier, diagnostic_charts.costs(each))
+        for stream, figures, identifier, each in zip(streams, drawn, identifiers, found, strict=True)
     ]
     specifications = [chart._replace(title="")._asdict() for figures in drawn for f in figures for chart in f.charts]
     # "<" would end the script element early or open a comment in it; JSON may write it as an escape.

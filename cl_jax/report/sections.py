@@ -10,6 +10,7 @@ from cl_jax.report import cells, charts, panels, styles
 from cl_jax.report.cells import number, percent, printable
 from cl_jax.report.comparison import Comparison, Outcome, compare, measured_on, sentences
 from cl_jax.report.configurations import Configuration, tasks_done
+from cl_jax.report.diagnostic_words import CAPTIONS as OF_DIAGNOSTICS
 from cl_jax.report.settings import EDGE, describe, short_names
 from cl_jax.report.streams import Stream
 from cl_jax.report.summary import SPREADS, SummaryRow
@@ -35,8 +36,11 @@ def in_short(streams: Sequence[Stream], rows: Sequence[SummaryRow], identifiers:
     return f'<section class="short"><h2>In short</h2>{"".join(parts)}</section>'
 
 
-def stream_section(stream: Stream, rows: Sequence[SummaryRow], drawn: Sequence[charts.Figure], identifier: str) -> str:
-    """Tables and figures of one stream; `rows` are its own."""
+def stream_section(
+    stream: Stream, rows: Sequence[SummaryRow], drawn: Sequence[charts.Figure], identifier: str,
+    costs: tuple[Sequence[str], Sequence[Sequence[str]]] | None = None,
+) -> str:  # fmt: skip
+    """Tables and figures of one stream; `rows` are its own, `costs` of `diagnostic_charts.costs`."""
     notes = "".join(f"<li>{text(line)}</li>" for line in cells.notes(rows))
     undefined = " Forward transfer is undefined here: the classes of a later task have no outputs yet."
     return f"""
@@ -50,7 +54,7 @@ bounds.{undefined if stream.configurations[0].class_incremental else ""} Hover a
 {f'<ul class="notes">{notes}</ul>' if notes else ""}
 {_every_metric(rows)}
 {_all_configurations(stream)}
-{"".join(_figure(figure) for figure in drawn)}
+{"".join(_figure(figure) for figure in drawn)}{_costs(costs)}
 {_protocols(compare(stream))}
 </section>"""
 
@@ -190,8 +194,17 @@ def _table(columns: Sequence[tuple[str, bool]], rows: Sequence[Sequence[str]]) -
     return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
 
 
+def _costs(costs: tuple[Sequence[str], Sequence[Sequence[str]]] | None) -> str:
+    if costs is None:
+        return ""
+    title, caption = OF_DIAGNOSTICS["diagnostic-cost"]
+    headers, lines = costs
+    table = _table([(name, not index) for index, name in enumerate(headers)], [[*map(text, line)] for line in lines])
+    return f'<h3>{title}</h3><p class="caption">{text(caption)}</p>{table}'
+
+
 def _figure(figure: charts.Figure) -> str:
-    title, caption = CAPTIONS[figure.kind]
+    title, caption = {**CAPTIONS, **OF_DIAGNOSTICS}[figure.kind]
     legend = "".join(
         f'<span><i class="{mark}" style="--colour:{colour}"></i>{text(label)}</span>'
         for mark, colour, label in figure.legend
