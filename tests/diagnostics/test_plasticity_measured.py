@@ -1,9 +1,14 @@
 """Dead units, effective rank and norms against numpy."""
 
+import threading
+
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import PartitionSpec
 
+from cl_jax.devices import AXIS, mesh_of
 from cl_jax.diagnostics import plasticity
 from tests.diagnostics.by_hand import ALL_WEIGHTS, NAMES, examples, expected, forward, measured
 
@@ -44,3 +49,27 @@ def test_ranks_that_are_known() -> None:
     three = np.eye(6, 3, dtype=np.float32)
     assert float(plasticity.effective_rank(jnp.asarray(three), VALID)) == pytest.approx(3, rel=1e-5)
     assert float(plasticity.effective_rank(jnp.zeros((6, 3)), VALID)) == 0
+
+
+def test_members_on_several_devices_do_not_wait_for_each_other() -> None:
+    """Batches of singular values on two devices of a CPU once waited for ever: LAPACK's share one pool of threads."""
+    mesh = mesh_of(jax.devices()[:2])
+    several = np.random.default_rng(0).normal(size=(6, 256, 100)).astype(np.float32)
+    valid, spec, ranks = jnp.ones((256,), bool), PartitionSpec(AXIS), []
+
+    def on_one_device(features: jax.Array) -> jax.Array:
+        return jax.vmap(lambda each: plasticity.effective_rank(each, valid))(features)
+
+    def compute() -> None:
+        run = jax.jit(jax.shard_map(on_one_device, mesh=mesh, in_specs=spec, out_specs=spec, check_vma=False))
+        ranks.append(np.asarray(run(several)))
+
+    thread = threading.Thread(target=compute, daemon=True)
+    thread.start()
+    thread.join(timeout=60)
+    assert ranks, "still waiting"
+    np.testing.assert_allclose(ranks[0], [rank_by_hand(each) for each in several], rtol=1e-4)
+
+
+def test_what_is_not_finite_has_no_rank() -> None:
+    assert np.isnan(plasticity.effective_rank(jnp.full((6, 3), jnp.inf), VALID))
