@@ -48,8 +48,10 @@ def _axis(panel: Lines) -> Json:
     if panel.ticks is None:
         whole = np.all(panel.position == np.round(panel.position))
         return {"tickformat": "d", "dtick": max(1, round(np.ptp(panel.position) / 5))} if whole else {}
-    kept = panels.thinned(panel.position.astype(np.float64), 8)
+    kept, last = panels.thinned(panel.position.astype(np.float64), 8), float(panel.position[-1])
+    room = 0.08 * max(last, 1.0) + 0.2  # for the names at both ends
     return {
+        "range": [float(panel.position[0]) - room, last + room],
         "tickvals": panel.position[kept].tolist(),
         "ticktext": [escape(panel.ticks[index]) for index in kept],
     }

@@ -18,7 +18,7 @@ from cl_jax.report.measured import Measured
 from cl_jax.report.styles import GREY, Style
 
 _HEIGHT, _ACROSS = 1.4, 4  # of a panel, and how many side by side
-_LEFT, _BELOW, _ABOVE, _RIGHT = 0.62, 0.5, 0.27, 0.1  # what stands around a panel
+_LEFT, _BELOW, _ABOVE, _RIGHT = 0.6, 0.5, 0.27, 0.25  # what stands around a panel
 
 
 def write_figures(measured: Measured | None, folder: Path, name: str) -> list[Path]:

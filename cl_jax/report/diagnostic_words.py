@@ -22,7 +22,7 @@ CAPTIONS = {
         "Do tasks use the same weights?",
         "The Fisher information says which weights a task's answers depend on. Overlap 1: two tasks depend on the "
         "same weights in the same proportions; 0: on different ones. Left: by layer from input to output, mean over "
-        "pairs of tasks, each the last one trained and an earlier one; right: by how many tasks lie between the two. "
+        "pairs of tasks, each the last one trained and an earlier one; right: by how far the two lie apart. "
         f"Where overlap is high, one task cannot be trained without touching the other. {_SEEDS}",
     ),
     "diagnostic-shared_weights": (
