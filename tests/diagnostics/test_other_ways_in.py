@@ -36,7 +36,7 @@ def test_a_continued_run_knows_the_weights_from_there_on(parent: runner.Job, tmp
 def test_streamed_is_resident(tmp_path: Path) -> None:
     asked = replace(BASE, {"diagnostics": ("forward_kl", "stability_gap", "gradient_interference")})
     found = []
-    for name, budget in (("resident", None), ("streamed", 40_000)):
+    for name, budget in (("resident", None), ("streamed", 50_000)):
         data = split_source(sources.load("digits"), 0.1, budget=budget)
         (shard,) = shards_of(tmp_path / name, entries_of("finetune", asked), seeds=2)
         sweep.run_shard(shard, data, Silent(), Programs(devices=jax.devices()[:1]))
