@@ -82,6 +82,7 @@ class Programs:
         self._end_task = compiled("end_task", over_members(program.end_task), donate_argnums=1)
         self._row = compiled("row", over_members(program.row))
         self._row_part = compiled("row_part", over_members(program.row_part))
+        self._shown = compiled("shown", over_members(program.shown))
         self._diagnose = compiled("diagnose", over_members(measure))
 
     def make_room(self) -> None:
@@ -158,7 +159,7 @@ class Programs:
             steps = self.lowered_steps(wave, state, data, num_steps)
             end_task = self._end_task.lower(about, state, data, number, packing=wave.packing)
             shown = on_mesh(end_task.out_info[1], put)
-            diagnose = self._lowered_diagnose(wave, end_task.out_info[0], data)
+            diagnose = self._lowered_diagnose(wave, end_task.out_info, data)
         init.compile()
         steps.compile()
         end_task.compile()
@@ -181,19 +182,26 @@ class Programs:
         about = (wave.runs, wave.seeds, wave.curriculum)
         return self._end_task(about, state, data, np.int32(task), packing=wave.packing)
 
-    def diagnose(self, wave: Wave, held: Any, data: Data, after: int, since: int) -> tuple[Any, jax.Array]:
-        """As `cl_jax.diagnostics.boundary.measure`: [wave, ...] and float32 [wave, N]. `held`: kept, and the state."""
+    def shown(self, wave: Wave, state: TrainState, data: Data, task: int) -> Any:
+        """What is evaluated of a state that no boundary has just left; `task`: the last one trained."""
+        about = (wave.runs, wave.curriculum)
+        return self._shown(about, state, data, np.int32(task), packing=wave.packing)
+
+    def diagnose(self, wave: Wave, held: Any, data: Data, after: int, since: int) -> jax.Array:
+        """As `cl_jax.diagnostics.boundary.measure`: float32 [wave, N]. `held`: kept, shown, and the state."""
         about, numbers = (wave.runs, wave.seeds, wave.curriculum), (np.int32(after), np.int32(since))
         return self._diagnose(about, held, data, *numbers, packing=wave.packing)
 
-    def _lowered_diagnose(self, wave: Wave, state: Any, data: Data) -> Any:
-        """What `diagnose` runs, not yet compiled; `state`: shapes. None: the members are asked for no diagnostics."""
+    def _lowered_diagnose(self, wave: Wave, ended: Any, data: Data) -> Any:
+        """What `diagnose` runs, not yet compiled; `ended`: shapes of the state and of what is evaluated. None: the
+        members are asked for no diagnostics.
+        """
         if not wave.runs.diagnostics:
             return None
         kept = layout(wave.runs, data).kept
         size, about, number = wave.packing.wave, (wave.runs, wave.seeds, wave.curriculum), np.int32(0)
         kept = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((size, *leaf.shape), leaf.dtype), kept)
-        held = on_mesh((kept, state), by_member(wave.packing.mesh))
+        held = on_mesh((kept, *reversed(ended)), by_member(wave.packing.mesh))
         return self._diagnose.lower(about, held, data, number, number, packing=wave.packing)
 
     def row_part(self, wave: Wave, shown: Any, after: int, data: Data, split: str, task: int, first: int) -> jax.Array:
@@ -201,12 +209,14 @@ class Programs:
         numbers = (np.int32(after), np.int32(task), np.int32(first))
         return self._row_part((wave.plain, wave.curriculum), shown, data, *numbers, split=split, packing=wave.packing)
 
-    def end_task(self, wave: Wave, state: TrainState, data: Data, task: int) -> tuple[TrainState, jax.Array]:
-        """The state after a boundary, and its evaluation: float32 [wave, splits, metrics, T]. Uses `state` up."""
+    def end_task(self, wave: Wave, state: TrainState, data: Data, task: int) -> tuple[TrainState, Any, jax.Array]:
+        """The state after a boundary, what is evaluated there, and the evaluation: float32 [wave, splits, metrics, T].
+        Uses `state` up.
+        """
         state, shown = self.boundary(wave, state, data, task)
         with self._lock:
             row = self._row((wave.plain, wave.curriculum), shown, data, np.int32(task + 1), packing=wave.packing)
-        return state, row
+        return state, shown, row
 
 
 def over_members(function: Callable[..., Any]) -> Callable[..., Any]:

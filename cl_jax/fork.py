@@ -117,7 +117,7 @@ def _consolidated(crew: Crew, state: Host, fresh: np.ndarray, task: int) -> Host
     waves, parts = muster(crew, np.flatnonzero(fresh & ~state.diverged)), []
     for wave in waves:
         with crew.programs.busy:
-            ended, _ = end_task(crew, wave, on_devices(crew, wave, state), task)
+            ended, *_ = end_task(crew, wave, on_devices(crew, wave, state), task)
             parts.append(to_host(wave, ended))
     return gathered(waves, parts, state, len(crew.members)) if waves else state
 

@@ -4,14 +4,22 @@ from typing import Any
 
 import optax
 
-from cl_jax.config import config, static, traced
+from cl_jax.config import child, config, static, traced
+
+
+@config
+class Clip:
+    """Each number of the gradient is cut to [-most, most] (optax.clip)."""
+
+    most: float = traced(1.0)
 
 
 @config
 class Sgd:
     """theta <- theta - learning_rate * m, m <- momentum * m + gradient.
 
-    `nesterov` is left to optax's definition. `reset`: forget the momentum at every task boundary.
+    `nesterov` is left to optax's definition. `reset`: forget the momentum at every task boundary. `clip`: first cut
+    each number of the gradient to [-clip, clip].
     """
 
     learning_rate: float = traced(0.1)
@@ -19,11 +27,15 @@ class Sgd:
     nesterov: bool = static(False)
     use_momentum: bool = static(False)
     reset: bool = static(False)
+    clip: Clip | None = child(optional=Clip, later=True)
 
     def build(self) -> optax.GradientTransformation:
-        if not self.use_momentum:
-            return optax.scale(-1.0)
-        return optax.chain(optax.trace(decay=self.momentum, nesterov=self.nesterov), optax.scale(-1.0))
+        parts = [optax.scale(-1.0)]
+        if self.use_momentum:
+            parts.insert(0, optax.trace(decay=self.momentum, nesterov=self.nesterov))
+        if self.clip is not None:
+            parts.insert(0, optax.clip(self.clip.most))
+        return parts[0] if len(parts) == 1 else optax.chain(*parts)
 
 
 @config

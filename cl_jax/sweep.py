@@ -143,7 +143,7 @@ def _one_task(
         with crew.programs.busy:
             if before.state is None:
                 state = first_states(crew, wave)
-                notes.write(crew, wave, written, state, 0)
+                notes.write(crew, wave, written, state, None, 0)
             else:
                 state = on_devices(crew, wave, before.state)
             began = time.perf_counter() if start is None else math.nan
@@ -151,10 +151,10 @@ def _one_task(
                 state = train_task(crew, wave, state, task, progress)
             else:
                 state = state._replace(**on_devices(crew, wave, start)._asdict())
-            state, row = end_task(crew, wave, state, task)
+            state, shown, row = end_task(crew, wave, state, task)
             record[wave.places, task + 1] = to_host(wave, row)
             seconds = (time.perf_counter() - began) / len(wave.places)
-            notes.write(crew, wave, written, state, task + 1, seconds)
+            notes.write(crew, wave, written, state, shown, task + 1, seconds)
             parts.append(to_host(wave, state))
     progress.restored(int(rests.sum()) * crew.members[0].entry.run.steps)
     host = gathered(waves, parts, before.state, len(crew.members)) if waves else before.state

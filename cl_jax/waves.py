@@ -110,14 +110,14 @@ def train_task(crew: Crew, wave: Wave, state: TrainState, task: int, progress: P
 _kept = jax.jit(jax.vmap(kept))
 
 
-def end_task(crew: Crew, wave: Wave, state: TrainState, task: int) -> tuple[TrainState, Any]:
+def end_task(crew: Crew, wave: Wave, state: TrainState, task: int) -> tuple[TrainState, Any, Any]:
     """As `Programs.end_task`, of data that streams too."""
     if crew.data.host is None:
         return crew.programs.end_task(wave, state, crew.data, task)
     feed = feed_of(crew, wave)
     with feed.boundary(state, task) as data:
-        state, params = jax.block_until_ready(crew.programs.boundary(wave, state, data, task))
-    return state, feed.evaluate(partial(crew.programs.row_part, wave, params, task + 1), task + 1)
+        state, shown = jax.block_until_ready(crew.programs.boundary(wave, state, data, task))
+    return state, shown, feed.evaluate(partial(crew.programs.row_part, wave, shown, task + 1), task + 1)
 
 
 def windows_of(shard: Shard, data: Data, num_devices: int) -> Windows:

@@ -97,7 +97,7 @@ def test_a_changed_strength_goes_on_with_the_fisher_and_the_buffer(
     state, rows = first_states(before, wave), []
     for task in range(4):
         state = train_task(after, later if task > 1 else wave, state, task, Silent())
-        state, row = PROGRAMS.end_task(wave, state, after.data, task)
+        state, _, row = PROGRAMS.end_task(wave, state, after.data, task)
         rows.append(to_host(wave, row))
     for place, member in enumerate(shard.members):
         found = by_name(child)["both", 30.0, member.seed]

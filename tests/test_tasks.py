@@ -105,6 +105,22 @@ def test_first_identity_changes_the_first_task_only():
     np.testing.assert_array_equal(tables[1:], curriculum_of(Permuted(num_tasks=3).build(data())).tables[1:])
 
 
+@pytest.mark.parametrize("permutations", ["stored", "derived"])
+def test_only_the_pixels_of_the_square_move(permutations):
+    inside = np.zeros((4, 4), bool)
+    inside[1:3, 1:3] = True
+    stream = Permuted(num_tasks=6, square=2, permutations=permutations).build(data())
+    original, moved = np.asarray(data().images[7, :, :, 0]), 0
+    for task in range(6):
+        seen = shown(stream, curriculum_of(stream), task, 7)
+        np.testing.assert_array_equal(seen[~inside], original[~inside])
+        assert sorted(seen[inside]) == sorted(original[inside])
+        moved += int((seen[inside] != original[inside]).any())
+    assert moved >= 4
+    with pytest.raises(UserError, match="was given 5; the most allowed is the smaller side of 4 x 4"):
+        Permuted(square=5).build(data())
+
+
 def test_rotation_by_quarter_turns():
     stream = Rotated(num_tasks=4, max_degrees=360, angles="even").build(data())
     curriculum = curriculum_of(stream)

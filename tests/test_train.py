@@ -15,7 +15,7 @@ from cl_jax.method import Method
 from cl_jax.methods.ewc import ewc
 from cl_jax.methods.l2 import l2
 from cl_jax.models.mlp import mlp
-from cl_jax.optimizers import Adagrad, Adam, AdamW, RmsProp, Sgd
+from cl_jax.optimizers import Adagrad, Adam, AdamW, Clip, RmsProp, Sgd
 
 KEY = jax.random.key(0)
 OUTPUTS = 3
@@ -23,6 +23,8 @@ MODEL = mlp((), OUTPUTS)  # softmax regression: its gradient fits in one line
 OPTIMIZERS = {
     "sgd": Sgd(),
     "momentum": Sgd(momentum=0.9, use_momentum=True),
+    "clipped": Sgd(clip=Clip(most=0.02)),
+    "clipped momentum": Sgd(momentum=0.9, use_momentum=True, clip=Clip(most=0.02)),
     "adam": Adam(beta1=0.8, beta2=0.95, epsilon=1e-3),
     "adamw": AdamW(beta1=0.8, beta2=0.95, epsilon=1e-3, weight_decay=0.3),
     "rmsprop": RmsProp(decay=0.8, epsilon=1e-3),
@@ -78,6 +80,7 @@ def steps_by_hand(name, params, batch, rate, num):
         loss, gradient, _ = loss_and_gradient(*theta, batch)
         losses.append(loss)
         for i, g in enumerate(gradient):
+            g = np.clip(g, -0.02, 0.02) if name.startswith("clipped") else g
             if name.startswith("adam"):
                 m[i], v[i] = 0.8 * m[i] + 0.2 * g, 0.95 * v[i] + 0.05 * g**2
                 direction = (m[i] / (1 - 0.8**step)) / (np.sqrt(v[i] / (1 - 0.95**step)) + 1e-3)
@@ -89,7 +92,7 @@ def steps_by_hand(name, params, batch, rate, num):
                 v[i] = v[i] + g**2
                 theta[i] = theta[i] - rate * g / np.sqrt(v[i] + 1e-3)
             else:
-                m[i] = (0.9 if name == "momentum" else 0.0) * m[i] + g
+                m[i] = (0.9 if name.endswith("momentum") else 0.0) * m[i] + g
                 theta[i] = theta[i] - rate * m[i]
     return theta, losses
 

@@ -43,7 +43,7 @@ def two_tasks(crew: waves.Crew) -> tuple[waves.Host, np.ndarray]:
         state = waves.first_states(crew, wave)
         for task in (0, 1):
             state = waves.train_task(crew, wave, state, task, Silent())
-            state, row = crew.programs.end_task(wave, state, crew.data, task)
+            state, _, row = crew.programs.end_task(wave, state, crew.data, task)
         parts.append(waves.to_host(wave, state))
         rows.append(waves.to_host(wave, row))
     return waves.gathered(mustered, parts, None, len(crew.members)), np.concatenate(rows)

@@ -26,25 +26,21 @@ PROBE = 256  # examples of a task that diagnostics look at, the first of its row
 
 def measure(
     run: Run, seed: jax.Array, curriculum: Curriculum, held: Any, data: Data, after: jax.Array, since: jax.Array
-) -> tuple[Any, jax.Array]:
-    """What is to be kept of this boundary, and what its diagnostics measure.
+) -> jax.Array:
+    """What the diagnostics of a boundary measure.
 
     Args:
-        held: what was kept of every boundary [T + 1, ...], `()` where no diagnostic asks for it; and the state.
+        held: what was kept of every boundary [T + 1, ...], this one included, `()` where no diagnostic asks for it;
+            what `program.row` evaluates; and the state, from which training goes on.
         after: int32 (), tasks trained so far.
         since: int32 (), the first boundary that is kept.
 
     Returns:
-        What `program.row` evaluates, or `()` where nothing is kept; float32 [N], see `cl_jax.diagnostics.columns`.
+        float32 [N], see `cl_jax.diagnostics.columns`.
     """
-    kept, state = held
-    shown = program.shown(run, curriculum, state, data, jnp.maximum(after - 1, 0))
-    keeps = keeps_weights(run)
-    if keeps:
-        kept = jax.tree.map(lambda every, now: every.at[after].set(now), kept, shown)
-    values = measured(run, boundary_of(run, seed, curriculum, (kept, shown, state), data, after, since))
+    values = measured(run, boundary_of(run, seed, curriculum, held, data, after, since))
     numbers = [value.array.reshape(-1).astype(jnp.float32) for value in values]
-    return (shown if keeps else ()), jnp.concatenate([jnp.zeros((0,), jnp.float32), *numbers])
+    return jnp.concatenate([jnp.zeros((0,), jnp.float32), *numbers])
 
 
 def measured(run: Run, boundary: Boundary) -> list[Value]:

@@ -48,19 +48,25 @@ def restored(blank: Notes, saved: Any) -> Notes:
     return Notes(kept, since, values, blank.columns)
 
 
-def write(crew: Crew, wave: Wave, notes: Notes | None, state: Any, after: int, seconds: float = math.nan) -> None:
+def write(
+    crew: Crew, wave: Wave, notes: Notes | None, state: Any, shown: Any, after: int, seconds: float = math.nan
+) -> None:
     """Measures a wave at a boundary, into the notes.
 
     Args:
         state: as the boundary left it; it stays good.
+        shown: what was evaluated there; None: the state is that of a start, or of a run that is continued.
         seconds: that the task took a member; NaN: not known.
     """
     if notes is None:
         return
-    held = (on_devices(crew, wave, notes.kept), state)
-    shown, values = crew.programs.diagnose(wave, held, crew.data, after, int(notes.since[0]))
-    for every, now in zip(jax.tree.leaves(notes.kept), jax.tree.leaves(to_host(wave, shown)), strict=True):
-        every[wave.places, after] = now
+    if shown is None:
+        shown = crew.programs.shown(wave, state, crew.data, max(after - 1, 0))
+    if jax.tree.leaves(notes.kept):
+        for every, now in zip(jax.tree.leaves(notes.kept), jax.tree.leaves(to_host(wave, shown)), strict=True):
+            every[wave.places, after] = now
+    held = (on_devices(crew, wave, notes.kept), shown, state)
+    values = crew.programs.diagnose(wave, held, crew.data, after, int(notes.since[0]))
     measured = to_host(wave, values)
     notes.values[wave.places, after] = np.where(notes.columns.quantity == SECONDS, np.float32(seconds), measured)
 
@@ -71,5 +77,5 @@ def begun(crew: Crew, state: Host, after: int) -> Notes | None:
     if notes is not None:
         for wave in muster(crew, np.flatnonzero(~state.diverged)):
             with crew.programs.busy:
-                write(crew, wave, notes, on_devices(crew, wave, state), after)
+                write(crew, wave, notes, on_devices(crew, wave, state), None, after)
     return notes

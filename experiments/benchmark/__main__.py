@@ -44,7 +44,7 @@ class Options:
     """Measure how fast this machine trains, beside its matmul peak, a scan by hand and PyTorch."""
 
     quick: bool = False
-    """Little more than the table of targets needs: five minutes instead of half an hour or more, on two quiet cores."""
+    """Little more than the table of targets needs: five minutes instead of half an hour, on two quiet cores."""
     only: Annotated[str, tyro.conf.arg(metavar="PART,...", help_behavior_hint="")] = ""
     """Some parts: mlp, cnn, resnet18, overhead, fisher, boundary, scaling; left out: all."""
     out: Annotated[Path, tyro.conf.arg(metavar="FOLDER")] = Path("runs/benchmark")

@@ -102,7 +102,7 @@ class Engine:
         """Takes the boundary after the first task, once more; the evaluation that it gives."""
         rows = []
         for i, wave in enumerate(self.waves):
-            self.states[i], row = programs().end_task(wave, self.states[i], self.data, 0)
+            self.states[i], _, row = programs().end_task(wave, self.states[i], self.data, 0)
             rows.append(row)
         return rows
 

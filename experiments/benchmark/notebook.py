@@ -9,7 +9,7 @@ from experiments.benchmark.tables import number, packing, pivot, step, table, wi
 
 HEAD = """# Benchmark
 
-    bash launch/local.sh benchmark                     # everything: half an hour or more on two quiet cores
+    bash launch/local.sh benchmark                     # everything: half an hour on two quiet cores
     bash launch/local.sh benchmark --quick             # what the first table needs: five minutes
     bash launch/local.sh benchmark --only mlp,fisher   # some parts
     bash launch/local.sh benchmark --torch-python <python with PyTorch>

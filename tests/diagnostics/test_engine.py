@@ -17,7 +17,7 @@ from cl_jax.diagnostics.columns import layout
 from cl_jax.diagnostics.cost import SECONDS
 from cl_jax.experiment import Cnn, Entry, Mlp, Resnet18, Run, address, hyper_parameters
 from cl_jax.experiment import sweep as entries_of
-from cl_jax.methods import Ewc, Replay
+from cl_jax.methods import Ewc, Replay, ShrinkPerturb
 from cl_jax.optimizers import Sgd
 from cl_jax.tasks import Permuted, Split
 from tests.test_sweep import Silent, records, shards_of
@@ -42,7 +42,11 @@ def data() -> Data:
 
 
 def run(out: Path, of: Run, data: Data, **progress: int) -> list[plan.Shard]:
-    shards = shards_of(out, entries_of("both", of, {"methods.ewc.strength": [1.0, 10.0]}), seeds=2)
+    return run_shards(out, entries_of("both", of, {"methods.ewc.strength": [1.0, 10.0]}), data, **progress)
+
+
+def run_shards(out: Path, entries: tuple[Entry, ...], data: Data, **progress: int) -> list[plan.Shard]:
+    shards = shards_of(out, entries, seeds=2)
     for shard in shards:
         sweep.run_shard(shard, data, Silent(**progress), PROGRAMS)
     return shards
@@ -70,9 +74,9 @@ def on(data: Data, tmp_path_factory: pytest.TempPathFactory) -> tuple[plan.Shard
     return shard, list(TRACED)
 
 
-def test_one_more_program_a_group(on: tuple[plan.Shard, list[str]]) -> None:
+def test_two_more_programs_a_group(on: tuple[plan.Shard, list[str]]) -> None:
     counts = {name: on[1].count(name) for name in set(on[1])}
-    assert counts == {"world": 1, "row": 1, "init": 1, "steps": 1, "end_task": 1, "diagnose": 1}
+    assert counts == {"world": 1, "row": 1, "init": 1, "steps": 1, "end_task": 1, "diagnose": 1, "shown": 1}
 
 
 def test_results_are_bitwise_those_without(on: tuple[plan.Shard, list[str]], data: Data, tmp_path: Path) -> None:
@@ -104,6 +108,19 @@ def test_the_walk_into_the_next_task_is_the_training_that_follows(on: tuple[plan
                 assert start == pytest.approx(accuracy[after, task - 1], abs=1e-6)
                 assert end == pytest.approx(accuracy[after + 1, task - 1], abs=1e-6)
                 assert found["minimum_accuracy", "", after, task, -1] <= min(end, 1)
+
+
+def test_weights_are_measured_as_they_were_evaluated(data: Data, tmp_path: Path) -> None:
+    """Not as the next task will find them."""
+    norms = []
+    for name, methods in (("plain", {}), ("shrunk", {"shrink": ShrinkPerturb(shrink=0.5, perturb=0.0)})):
+        of = dataclasses.replace(OFF, methods=methods, diagnostics=("plasticity", "parameter_drift"))
+        (shard,) = run_shards(tmp_path / name, entries_of(name, of), data)
+        (found, *_) = numbers(shard)
+        norms.append([found["weight_norm", "", after, 0, -1] for after in range(4)])
+    plain, shrunk = norms
+    np.testing.assert_allclose(shrunk[:2], plain[:2], rtol=1e-5)
+    assert shrunk[2] < 0.9 * plain[2]
 
 
 def test_every_diagnostic_has_numbers_where_it_is_defined(on: tuple[plan.Shard, list[str]]) -> None:
