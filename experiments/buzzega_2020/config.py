@@ -12,6 +12,7 @@ from cl_jax.tasks import Permuted
 
 base = Run(
     data="tfds:mnist",
+    validation=0.01,  # nothing is chosen on it
     stream=Permuted(num_tasks=20),
     model=Mlp(hidden=(100, 100)),
     optimizer=Sgd(learning_rate=0.2),

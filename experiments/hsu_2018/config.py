@@ -11,6 +11,7 @@ from cl_jax.tasks import Split
 
 base = Run(
     data="tfds:mnist",
+    validation=0.01,  # nothing is chosen on it
     stream=Split(num_tasks=5, class_order="natural"),
     model=Standardized(model=Mlp(hidden=(400, 400))),
     optimizer=Adam(learning_rate=1e-3),
