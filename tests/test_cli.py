@@ -88,15 +88,25 @@ def test_no_words_reach_a_traceback(words: list[str], capsys: pytest.CaptureFixt
 
 
 def test_list_has_a_line_for_everything(capsys: pytest.CaptureFixture[str]) -> None:
-    from cl_jax import adapters, experiment, methods, optimizers, schedules, sources, tasks
+    from cl_jax import adapters, diagnostics, experiment, methods, optimizers, schedules, sources, tasks
 
     cli.main(["list"])
     lines = capsys.readouterr().out.splitlines()
     kinds = [line for line in lines if not line.startswith("  ")]
-    assert kinds == ["streams", "boundaries", "methods", "adapters", "optimizers", "schedules", "models", "data"]
+    assert kinds == [
+        "streams",
+        "boundaries",
+        "methods",
+        "adapters",
+        "optimizers",
+        "schedules",
+        "models",
+        "diagnostics",
+        "data",
+    ]
     tables = (
         tasks.STREAMS, tasks.BOUNDARIES, methods.METHODS, adapters.ADAPTERS, optimizers.OPTIMIZERS, schedules.SCHEDULES,
-        experiment.MODELS, sources.KNOWN,
+        experiment.MODELS, diagnostics.DIAGNOSTICS, sources.KNOWN,
     )  # fmt: skip
     named = [line.split() for line in lines if line.startswith("  ")]
     assert [words[0] for words in named] == [name for table in tables for name in table]

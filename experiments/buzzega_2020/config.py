@@ -17,6 +17,7 @@ base = Run(
     model=Mlp(hidden=(100, 100)),
     optimizer=Sgd(learning_rate=0.2),
     passes=1,
+    recent=1,  # all tasks are evaluated at the end
     batch_size=128,
 )
 clipped = Sgd(learning_rate=0.1, clip=Clip(most=1.0))
