@@ -62,11 +62,13 @@ def law(measured: Measured, *, new: bool) -> tuple[np.ndarray, np.ndarray, list[
             if rows.any():
                 matrix = configuration.accuracy["test"][index]
                 afters = np.unique(measured.after[rows])
-                lost = [np.mean(matrix[i - 1, :i] - matrix[i, :i]) for i in afters - 1]
-                each = [measured.value[rows & (measured.after == after)].mean() for after in afters]
-                xs.append(np.mean(each))
-                ys.append(np.mean(lost))
-                whose.append((configuration, int(index)))
+                lost = np.array([np.mean(matrix[i - 1, :i] - matrix[i, :i]) for i in afters - 1])
+                each = np.array([measured.value[rows & (measured.after == after)].mean() for after in afters])
+                known = np.isfinite(lost)  # a run may evaluate recent tasks alone
+                if known.any():
+                    xs.append(np.mean(each[known]))
+                    ys.append(np.mean(lost[known]))
+                    whose.append((configuration, int(index)))
     return np.array(xs), np.array(ys), whose
 
 

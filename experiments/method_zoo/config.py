@@ -23,9 +23,8 @@ permuted = Run(
     steps=300,
     batch_size=64,
     recent=1,  # what each task reached, and all tasks at the end
-    diagnostics=("forward_kl",),
 )
-split = replace(permuted, {"stream": Split(num_tasks=5), "steps": 200, "recent": None, "diagnostics": ()})
+split = replace(permuted, {"stream": Split(num_tasks=5), "steps": 200, "recent": None, "diagnostics": ("forward_kl",)})
 SCENARIOS = {
     "domain": permuted,
     "task": replace(split, {"scenario": "task"}),
