@@ -5,7 +5,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.scipy.linalg import cho_solve
+
+from cl_jax.decompositions import solve
 
 # Relative to the diagonal: without it float32 cannot tell a matrix of nearly parallel gradients from a singular one.
 DAMPING = 1e-5
@@ -51,7 +52,7 @@ def nonnegative_minimum(matrix: jax.Array, linear: jax.Array) -> jax.Array:
 
     def minimum_over(free: jax.Array) -> jax.Array:
         kept = jnp.where(free[:, None] & free[None, :], a, eye)
-        found = cho_solve((jnp.linalg.cholesky(kept), True), jnp.where(free, -b, 0.0))
+        found = solve(kept, jnp.where(free, -b, 0.0))
         return jnp.where(jnp.isfinite(found), found, 0.0)
 
     def one(at: _Search) -> _Search:

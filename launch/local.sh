@@ -13,7 +13,8 @@ usage() {
 bash launch/local.sh run experiments/quickstart   set-up on first use, then the experiment
 bash launch/local.sh plan|report|list ...         as cl-jax; `... run --help` tells the options
 bash launch/local.sh benchmark [--quick]          how fast this machine trains; `... benchmark --help` tells the options
-bash launch/local.sh test [--fast] [pytest args]  set-up on first use, then every test (--fast: without the slow ones)
+bash launch/local.sh test [pytest args]           set-up on first use, then the tests, but for the slow ones
+bash launch/local.sh test --slow|--fast|--all ... the slow ones alone; the quick ones alone; every test
 bash launch/local.sh lint                         ruff and the type checker
 bash launch/local.sh setup [--dev]                only the set-up: .venv in the checkout, pinned packages
 bash launch/local.sh lock                         remake the two lock files in launch from pyproject.toml
@@ -133,9 +134,13 @@ case "$command" in
     "$venv/bin/ruff" check . && "$venv/bin/ruff" format --check . && "$venv/bin/basedpyright" ;;
   test)
     setup dev; cd "$root"
-    marks=()
-    if [ "${1:-}" = --fast ]; then marks=(-m "not slow"); shift; fi
-    JAX_PLATFORMS=cpu exec "$venv/bin/python" -m pytest -n 2 --dist loadfile ${marks[@]+"${marks[@]}"} "$@" ;;
+    marks="not slow"
+    case "${1:-}" in
+      --slow) marks="slow"; shift ;;
+      --fast) marks="not slow and not thorough"; shift ;;
+      --all) marks="slow or not slow"; shift ;;
+    esac
+    JAX_PLATFORMS=cpu exec "$venv/bin/python" -m pytest -n 2 --dist loadfile -m "$marks" "$@" ;;
   run|plan|report|list)
     setup run
     words=()

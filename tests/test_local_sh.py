@@ -118,7 +118,9 @@ def test_run_installs_only_what_running_needs(checkout: Checkout) -> None:
     tested = checkout("test", "--fast", "-k", "name", cwd=checkout.bin)
     assert checkout.installed() == ["requirements.lock", "requirements-dev.lock"]
     words = tested.stdout.splitlines()
-    assert words[0] == str(checkout.root) and words[-4:] == ["-m", "not slow", "-k", "name"]
+    assert words[0] == str(checkout.root) and words[-4:] == ["-m", "not slow and not thorough", "-k", "name"]
+    for option, marks in ((), "not slow"), (("--slow",), "slow"), (("--all",), "slow or not slow"):
+        assert checkout("test", *option, "-x").stdout.splitlines()[-3:] == ["-m", marks, "-x"]
     assert not (checkout.root / ".venv.lock").exists()
 
 

@@ -15,6 +15,7 @@ Sources: Dohare et al. 2024, Nature 632 (loss of plasticity); effective rank: Ro
 import jax
 import jax.numpy as jnp
 
+from cl_jax.decompositions import singular_values
 from cl_jax.diagnostics.diagnostic import WHOLE, Boundary, Value, of_layers, weight_of
 from cl_jax.diagnostics.layers import features, inner, layer_names, per_layer
 
@@ -27,18 +28,11 @@ def dead_units(features_BxD: jax.Array, valid_B: jax.Array) -> jax.Array:
 
 def effective_rank(features_BxD: jax.Array, valid_B: jax.Array) -> jax.Array:
     """exp(entropy) of the singular values of the valid rows, as shares of their sum; 0 if all are 0."""
-    rows = jnp.where(valid_B[:, None], features_BxD, 0.0)
-    sound = jnp.isfinite(rows).all()
-    sigma = _singular_values(jnp.where(sound, rows, 0.0))  # LAPACK may never return from what is not finite
+    sigma = singular_values(jnp.where(valid_B[:, None], features_BxD, 0.0))
     whole = jnp.sum(sigma)
     p = sigma / jnp.where(whole > 0, whole, 1.0)
     entropy = -jnp.sum(jnp.where(p > 0, p * jnp.log(jnp.where(p > 0, p, 1.0)), 0.0))
-    return jnp.where(sound, jnp.where(whole > 0, jnp.exp(entropy), 0.0), jnp.nan)
-
-
-# One matrix after another: LAPACK's batches share the CPU's worker threads, and two devices that compute one each wait
-# for each other for ever (seen with two devices of three members).
-_singular_values = jax.custom_batching.sequential_vmap(lambda matrix: jnp.linalg.svd(matrix, compute_uv=False))
+    return jnp.where(jnp.isnan(whole), jnp.nan, jnp.where(whole > 0, jnp.exp(entropy), 0.0))
 
 
 def measure(boundary: Boundary) -> list[Value]:

@@ -12,6 +12,7 @@ from jax import lax
 
 from cl_jax.batch import Batch, Task
 from cl_jax.config import config, static, traced
+from cl_jax.decompositions import eigh
 from cl_jax.errors import UserError
 from cl_jax.method import Method
 from cl_jax.methods.context import Context
@@ -123,7 +124,7 @@ def enlarged(projector: jax.Array, moment: jax.Array, threshold: jax.Array | flo
     """
     outside = jnp.eye(len(projector), dtype=projector.dtype) - projector
     missed = jnp.matmul(jnp.matmul(outside, moment, precision=EXACT), outside, precision=EXACT)
-    energies, directions = jnp.linalg.eigh((missed + missed.T) / 2)
+    energies, directions = eigh((missed + missed.T) / 2)
     energies, directions = jnp.maximum(energies[::-1], 0.0), directions[:, ::-1]
     total = jnp.trace(moment)
     held = jnp.maximum(total - jnp.sum(energies), 0.0)

@@ -35,6 +35,7 @@ experiment = Experiment(
         *sweep("sgd", base),
         # Theirs without the 1/2 of the penalty.
         *one("oewc", Ewc(strength=2 * 0.7, anchors="online"), Sgd(learning_rate=0.1)),
+        *one("oewc_empirical", Ewc(strength=2 * 0.7, anchors="online", kind="empirical"), Sgd(learning_rate=0.1)),
         *one("si", Si(strength=0.5, xi=1.0, clip="none", gradient="total"), clipped),
         *one("er", Replay(capacity=500)),
         *one("agem", agem, Sgd(learning_rate=0.1)),

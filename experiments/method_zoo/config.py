@@ -13,6 +13,7 @@ from cl_jax.schedules import TaskDecay
 from cl_jax.tasks import Permuted, Split
 
 MEMORY = 500  # examples, of whatever keeps some
+EXAMPLES = 1000  # that importance is measured on at a boundary
 
 permuted = Run(
     data="tfds:mnist",
@@ -20,11 +21,11 @@ permuted = Run(
     stream=Permuted(num_tasks=10),
     model=Mlp(hidden=(100, 100)),
     optimizer=Sgd(learning_rate=0.1),
-    steps=300,
+    steps=200,
     batch_size=64,
     recent=1,  # what each task reached, and all tasks at the end
 )
-split = replace(permuted, {"stream": Split(num_tasks=5), "steps": 200, "recent": None, "diagnostics": ("forward_kl",)})
+split = replace(permuted, {"stream": Split(num_tasks=5), "recent": None, "diagnostics": ("forward_kl",)})
 SCENARIOS = {
     "domain": permuted,
     "task": replace(split, {"scenario": "task"}),
@@ -36,10 +37,10 @@ Grid = dict[str, list[Any]]  # of a method's or adapter's own fields
 # What pulls weights back towards where they were. Proximal: stable under plain SGD at any strength.
 REGULARISED: dict[str, tuple[Any, Grid]] = {
     "l2": (methods.L2(), {"strength": [0.01, 0.1, 1.0]}),
-    "ewc": (methods.Ewc(proximal=True, anchors="online"), {"strength": [10.0, 100.0, 1e3, 1e4]}),
-    "laplace": (methods.Laplace(), {"strength": [1.0, 10.0, 100.0]}),
+    "ewc": (methods.Ewc(proximal=True, anchors="online", num_examples=EXAMPLES), {"strength": [10.0, 100.0, 1e3, 1e4]}),
+    "laplace": (methods.Laplace(num_examples=EXAMPLES), {"strength": [1.0, 10.0, 100.0]}),
     "si": (methods.Si(), {"strength": [0.1, 0.3, 1.0, 3.0]}),
-    "mas": (methods.Mas(), {"strength": [0.1, 0.3, 1.0, 3.0]}),
+    "mas": (methods.Mas(num_examples=EXAMPLES), {"strength": [0.1, 0.3, 1.0, 3.0]}),
     "rwalk": (methods.Rwalk(), {"strength": [0.3, 1.0, 3.0, 10.0]}),
     "lwf": (methods.Lwf(), {"strength": [0.3, 1.0, 3.0]}),
     "interpolation": (methods.Interpolation(), {"tau": [0.3, 0.5, 0.7]}),
