@@ -37,10 +37,13 @@ Grid = dict[str, list[Any]]  # of a method's or adapter's own fields
 # What pulls weights back towards where they were. Proximal: stable under plain SGD at any strength.
 REGULARISED: dict[str, tuple[Any, Grid]] = {
     "l2": (methods.L2(), {"strength": [0.01, 0.1, 1.0]}),
-    "ewc": (methods.Ewc(proximal=True, anchors="online", num_examples=EXAMPLES), {"strength": [10.0, 100.0, 1e3, 1e4]}),
-    "laplace": (methods.Laplace(num_examples=EXAMPLES), {"strength": [1.0, 10.0, 100.0]}),
+    "ewc": (
+        methods.Ewc(proximal=True, anchors="online", num_examples=EXAMPLES),
+        {"strength": [1.0, 10.0, 100.0, 1e3, 1e4]},
+    ),
+    "laplace": (methods.Laplace(num_examples=EXAMPLES), {"strength": [0.03, 0.1, 0.3, 1.0, 10.0]}),
     "si": (methods.Si(), {"strength": [0.1, 0.3, 1.0, 3.0]}),
-    "mas": (methods.Mas(num_examples=EXAMPLES), {"strength": [0.1, 0.3, 1.0, 3.0]}),
+    "mas": (methods.Mas(num_examples=EXAMPLES), {"strength": [0.01, 0.03, 0.1, 0.3, 1.0]}),
     "rwalk": (methods.Rwalk(), {"strength": [0.3, 1.0, 3.0, 10.0]}),
     "lwf": (methods.Lwf(), {"strength": [0.3, 1.0, 3.0]}),
     "interpolation": (methods.Interpolation(), {"tau": [0.3, 0.5, 0.7]}),
@@ -61,7 +64,7 @@ PROJECTED: dict[str, tuple[Any, Grid]] = {
     "agem": (methods.Agem(capacity=MEMORY), {}),
     "gem": (methods.Gem(capacity=MEMORY), {"margin": [0.0, 0.5]}),
     "ogd": (methods.Ogd(num_examples=50), {}),
-    "gpm": (methods.Gpm(), {"threshold": [0.9, 0.95, 0.99]}),
+    "gpm": (methods.Gpm(), {"threshold": [0.8, 0.9, 0.95, 0.99]}),
 }
 # Made for plasticity: they claim nothing about forgetting.
 RENEWING: dict[str, tuple[Any, Grid]] = {
@@ -70,15 +73,15 @@ RENEWING: dict[str, tuple[Any, Grid]] = {
     "continual_backprop": (methods.ContinualBackprop(), {}),
 }
 ADAPTERS: dict[str, tuple[Any, Grid]] = {
-    "lora": (Lora(rank=4), {}),
+    "lora": (Lora(rank=4), {"alpha": [0.5, 2.0]}),
     "freeze": (Freeze(), {}),
-    "olora": (Olora(rank=4), {"strength": [0.1, 1.0]}),
+    "olora": (Olora(rank=4), {"alpha": [0.5, 2.0], "strength": [0.1, 1.0]}),
 }
 # The task is told when they are evaluated.
 TOLD: dict[str, tuple[Any, Grid]] = {
-    "xdg": (Xdg(), {"share": [0.5, 0.8]}),
+    "xdg": (Xdg(), {"share": [0.3, 0.5, 0.8]}),
     "packnet": (Packnet(), {"share": [0.5, 0.75]}),
-    "task_lora": (TaskLora(rank=4), {}),
+    "task_lora": (TaskLora(rank=4), {"alpha": [0.5, 2.0]}),
 }
 
 
