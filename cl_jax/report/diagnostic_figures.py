@@ -17,6 +17,7 @@ from cl_jax.report.figures import look
 from cl_jax.report.measured import Measured
 from cl_jax.report.styles import GREY, Style
 
+_LETTERS = 36  # of names that have room below a panel
 _HEIGHT, _ACROSS = 1.4, 4  # of a panel, and how many side by side
 _LEFT, _BELOW, _ABOVE, _RIGHT = 0.6, 0.5, 0.27, 0.25  # what stands around a panel
 
@@ -78,8 +79,10 @@ def _lines(axis: Axes, panel: Lines, looks: dict[str, Style]) -> None:
         band = len(panel.of) <= panels.MAX_BANDS
         drawing.line(axis, panel.position, found, looks[method].colour, dash, marker, band)
     if panel.ticks is not None:
-        kept = panels.thinned(panel.position.astype(np.float64), 8)
-        axis.set_xticks(panel.position[kept], [cut(panel.ticks[index], 12) for index in kept])
+        names = [cut(name, 12) for name in panel.ticks]
+        fit = max(2, _LETTERS // (max(map(len, names)) + 1))
+        kept = panels.thinned(panel.position.astype(np.float64), min(fit, 8))
+        axis.set_xticks(panel.position[kept], [names[index] for index in kept])
     elif np.all(panel.position == np.round(panel.position)):
         axis.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=5))
 
