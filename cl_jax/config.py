@@ -87,8 +87,6 @@ def flatten(value: Any, prefix: str = "") -> dict[str, Any]:
             item = getattr(value, field.name)
             if field.metadata.get("later") and item == _default(field):
                 continue
-            if isinstance(item, tuple) and item and all(isinstance(name, str) for name in item):
-                item = "+".join(item)  # names: one hyper-parameter
             if field.metadata.get("role") == "traced" and isinstance(item, int):
                 item = float(item)  # 1 and 1.0 are one hyper-parameter
             parts.append(flatten(item, f"{prefix}.{field.name}" if prefix else field.name))

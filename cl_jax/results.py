@@ -209,12 +209,17 @@ def read_table(out: Path) -> pa.Table:
         raise UserError(
             f"no {RESULTS} in {out}: give the output folder of `cl-jax run`{known}.{did_you_mean(out.name, near)}"
         )
+    return read_columns(path, FIXED)
+
+
+def read_columns(path: Path, kinds: Mapping[str, pa.DataType]) -> pa.Table:
+    """A table that a run has written, with at least these columns. Raises UserError: it is broken."""
     again = "run the experiment again to rebuild it"
     try:
         table = pq.read_table(path)
     except (pa.ArrowException, OSError, MemoryError) as error:
         raise UserError(f"{path}: not a readable table ({error}); {again}") from error
-    for name, kind in FIXED.items():
+    for name, kind in kinds.items():
         if name not in table.column_names or table.schema.field(name).type != kind:
             raise UserError(f"{path}: has no column {name!r} of type {kind}; {again}")
     return table

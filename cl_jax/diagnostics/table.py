@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 from cl_jax.diagnostics.columns import Columns
 from cl_jax.errors import UserError
 from cl_jax.experiment import Member, stream_label
-from cl_jax.results import Record, read_json, read_shard, write_atomically
+from cl_jax.results import Record, read_columns, read_json, read_shard, write_atomically
 
 PART, TABLE = "diagnostics.npz", "diagnostics.parquet"
 KINDS = {
@@ -127,13 +127,4 @@ def read_table(out: Path) -> pa.Table | None:
         UserError: it is broken.
     """
     path = out / TABLE
-    if not path.is_file():
-        return None
-    try:
-        table = pq.read_table(path)
-    except (pa.ArrowException, OSError, MemoryError) as error:
-        raise UserError(f"{path}: not a readable table ({error}); run the experiment again to rebuild it") from error
-    for name, kind in KINDS.items():
-        if name not in table.column_names or table.schema.field(name).type != kind:
-            raise UserError(f"{path}: has no column {name!r} of type {kind}; run the experiment again to rebuild it")
-    return table
+    return read_columns(path, KINDS) if path.is_file() else None

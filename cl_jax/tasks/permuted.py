@@ -22,7 +22,7 @@ class Permuted:
         first_identity: leave the first task's images as they are (Zenke et al. 2017).
         permutations: "stored" draws all T at the start, 4 bytes a pixel, task and run. "derived" keeps the seed's key
             and reckons a task's permutation (another one, of `cl_jax.shuffle`) wherever its images are shown: memory
-            does not grow with T, for long streams (800 tasks of Dohare et al. 2024, Nature 632).
+            hardly grows with T, for long streams (800 tasks of Dohare et al. 2024, Nature 632).
         square: permute only the pixels of a square of this side in the middle (Kirkpatrick et al. 2017, figure 2C: 8
             and 26 of 28). None: all.
     """

@@ -13,7 +13,7 @@ base = Run(
     stream=Permuted(num_tasks=2, first_identity=True, square=26),
     model=Mlp(hidden=(100,) * 6, initialization="he"),
     optimizer=Sgd(learning_rate=0.02, momentum=0.9, use_momentum=True),
-    methods={"ewc": Ewc(strength=30.0, proximal=False)},
+    methods={"ewc": Ewc(strength=30.0)},
     steps=4000,
     batch_size=128,
     diagnostics=("fisher_overlap", "shared_weights"),
