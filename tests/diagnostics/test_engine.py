@@ -187,4 +187,4 @@ def test_off_has_the_address_it_had_before_there_were_diagnostics() -> None:
     assert "diagnostics" not in hyper_parameters(run)
     assert address(Entry(label="ewc", run=run), 3, "sha") == "40f4e752546a"
     some = dataclasses.replace(run, diagnostics=("plasticity", "cost"))
-    assert hyper_parameters(some)["diagnostics"] == "plasticity+cost"
+    assert hyper_parameters(some)["diagnostics"] == "plasticityxcost"
