@@ -23,11 +23,12 @@ class Batch(NamedTuple):
     """Examples as a model and a loss see them. `None` means the default said at the field."""
 
     x: Any  # [B, ...] model input
-    y: jax.Array  # int32 [B] index of the right output
+    y: jax.Array  # int32 [B] index of the right output; of sequences [B, L], at each position
     active: jax.Array | None = None  # bool [B, C] outputs that compete in the softmax; None: all
     weight: jax.Array | None = None  # float32 [B], loss = sum(weight * loss_i); None: 1 / B each
     reference: Reference | None = None  # set by the sweep engine, absent in a user's own loop
     extra: dict[str, Any] | None = None  # [B, ...] by name: what a method's `draw` tells its own `loss`
+    counted: jax.Array | None = None  # float32 [B, L] of sequences: 1 where the loss counts a target, else 0
 
 
 class Task(NamedTuple):
@@ -51,7 +52,7 @@ def join(incoming: Batch, stored: Batch) -> Batch:
     """The rows of both, incoming first, without weights; an `extra` that only one of them has is 0 for the other.
 
     Raises:
-        UserError: only one of them has `active`, or `reference`.
+        UserError: only one of them has `active`, `reference` or `counted`.
     """
 
     def concatenate(name: str) -> Any:
@@ -65,7 +66,10 @@ def join(incoming: Batch, stored: Batch) -> Batch:
         return jax.tree.map(lambda a, b: jnp.concatenate([a, b]), one, two)
 
     extra = _joined_extra(incoming, stored)
-    return Batch(concatenate("x"), concatenate("y"), concatenate("active"), None, concatenate("reference"), extra)
+    return Batch(
+        concatenate("x"), concatenate("y"), concatenate("active"), None, concatenate("reference"), extra,
+        concatenate("counted"),
+    )  # fmt: skip
 
 
 def _joined_extra(incoming: Batch, stored: Batch) -> dict[str, Any] | None:

@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
 from cl_jax import program
 from cl_jax.adapters import ADAPTERS
@@ -148,11 +147,11 @@ def check_run(run: Run, data: Data, where: str) -> None:
     """
     try:
         view = program.view_of(run, data)
+        _check_kind(run, view, data)
         _check_tasks(run, view, data)
         check_boundary(run, data)
         model = run.model.build(view.num_outputs)
-        images = jax.ShapeDtypeStruct((1, *data.images.shape[1:]), jnp.float32)
-        run.adapter.check(jax.eval_shape(model.init, jax.random.key(0), images))
+        run.adapter.check(jax.eval_shape(model.init, jax.random.key(0), program.example_of(data)))
         _check_features(run, model)
         _check_methods(run, view, data)
         _check_proximal(run)
@@ -160,6 +159,18 @@ def check_run(run: Run, data: Data, where: str) -> None:
         program.state_bytes(run, data)  # traces what makes the first state, so that its own complaints come now
     except UserError as error:
         raise UserError(f"{where}: {error}") from error
+
+
+def _check_kind(run: Run, view: View, data: Data) -> None:
+    if data.text is None:
+        return
+    if view.stream.text is None:
+        raise UserError(
+            f"stream {type(run.stream).__name__}() is of images, and the data are text "
+            f"({', '.join(data.text.domains)}): use stream Domains()"
+        )
+    if run.scenario != "domain":
+        raise UserError(f"scenario: was given {run.scenario!r}; text, whose outputs are tokens, is read as 'domain'")
 
 
 def _check_tasks(run: Run, view: View, data: Data) -> None:
@@ -172,7 +183,7 @@ def _check_tasks(run: Run, view: View, data: Data) -> None:
     for split in ("validation", "test"):
         if smallest_task(view.stream, data, split) == 0:
             raise UserError(f"a task has no {split} examples: use fewer tasks or a larger {split} share")
-    if run.scenario != "class" and view.stream.classes_per_task == 1:
+    if run.scenario != "class" and view.stream.text is None and view.stream.classes_per_task == 1:
         raise UserError(
             f"scenario {run.scenario!r} with one class a task leaves one output to choose from, so every answer is "
             f"right: use fewer tasks, or scenario 'class'"

@@ -205,7 +205,7 @@ class Programs:
         return self._diagnose.lower(about, held, data, number, number, packing=wave.packing)
 
     def row_part(self, wave: Wave, shown: Any, after: int, data: Data, split: str, task: int, first: int) -> jax.Array:
-        """Sums over one chunk of one task, as `cl_jax.evaluate.chunk_sums`: float32 [wave, metrics]."""
+        """Sums over one chunk of one task, as `cl_jax.evaluate.chunk_sums`: float32 [wave, 2, metrics]."""
         numbers = (np.int32(after), np.int32(task), np.int32(first))
         return self._row_part((wave.plain, wave.curriculum), shown, data, *numbers, split=split, packing=wave.packing)
 

@@ -38,9 +38,10 @@ def static(default: Any, *, choices: Sequence[str] | None = None, low: int | Non
 
 
 def child(
-    default_factory: Callable[..., Any] | None = None, *, optional: type | None = None, later: bool = False
-) -> Any:
-    """A field that holds another config, or a dict of configs by name; or one of the class `optional`, or None."""
+    default_factory: Callable[..., Any] | None = None, *, optional: type | tuple[type, ...] | None = None,
+    later: bool = False,
+) -> Any:  # fmt: skip
+    """A field that holds another config, or a dict of configs by name; or one of the class(es) `optional`, or None."""
     metadata = {"role": "child", "optional": optional, "later": later}
     if default_factory is None:
         return dataclasses.field(default=None, metadata=metadata)
@@ -151,11 +152,14 @@ def check_fields(value: Any, where: str) -> None:
             _check_static(item, field, path)
 
 
-def _check_child(item: Any, path: str, optional: type | None) -> None:
+def _check_child(item: Any, path: str, optional: type | tuple[type, ...] | None) -> None:
     if optional is not None and item is None:
         return
     if optional is not None and not isinstance(item, optional):
-        raise UserError(f"{path}: expected {optional.__name__}() or None, was given {item!r:.200}")
+        allowed = " or ".join(
+            f"{each.__name__}()" for each in (optional if isinstance(optional, tuple) else (optional,))
+        )
+        raise UserError(f"{path}: expected {allowed} or None, was given {item!r:.200}")
     check_fields(item, path)
 
 

@@ -1,4 +1,4 @@
-"""The data set: uint8 once, for all tasks and all members, on the device or, where it is too large, on the host."""
+"""The data set: whole numbers once, for all tasks and all members, on the device or, if too large, on the host."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -9,6 +9,7 @@ import numpy as np
 
 from cl_jax.errors import UserError
 from cl_jax.sources import Source
+from cl_jax.text.format import TextFormat
 
 SPLITS = ("train", "validation", "test")
 
@@ -17,7 +18,8 @@ class HostImages:
     """The images of a data set that streams: the source's own arrays, in memory or mapped files, never copied whole.
 
     Args:
-        parts: (images uint8 [n, H, W, C], index [k]) each: the rows of the data set are images[index], part after part.
+        parts: (images [n, ...] of one integer dtype, index [k]) each: the rows of the data set are images[index], part
+            after part.
         budget: bytes of images that one device may hold.
     """
 
@@ -25,17 +27,18 @@ class HostImages:
         self.parts, self.budget = tuple(parts), budget
         self.starts = np.cumsum([0, *(len(index) for _, index in parts)])
         self.shape: tuple[int, ...] = parts[0][0].shape[1:]
+        self.dtype = parts[0][0].dtype
 
     def __len__(self) -> int:
         return int(self.starts[-1])
 
     @property
     def row_bytes(self) -> int:
-        return int(np.prod(self.shape))
+        return int(np.prod(self.shape)) * self.dtype.itemsize
 
     def read(self, rows: np.ndarray) -> np.ndarray:
-        """uint8 [B, H, W, C] for rows int [B], in any order."""
-        images = np.empty((len(rows), *self.shape), np.uint8)
+        """Images [B, ...] for rows int [B], in any order."""
+        images = np.empty((len(rows), *self.shape), self.dtype)
         for (part, index), first, end in zip(self.parts, self.starts[:-1], self.starts[1:], strict=True):
             here = np.flatnonzero((rows >= first) & (rows < end))
             if len(here) == len(rows):
@@ -55,7 +58,7 @@ class Data:
     and programs call the host for every batch, which works everywhere and is slow on an accelerator.
     """
 
-    images: jax.Array  # uint8 [N, H, W, C], or a window's [M, H, W, C]
+    images: jax.Array  # uint8 [N, H, W, C], or a window's [M, H, W, C]; of text rows of tokens, see `cl_jax.tokens`
     labels: jax.Array  # int32 [N]
     slots: jax.Array | None = None  # int32 [N], of a window: each row's place in `images`, -1: not there
     host: HostImages | None = dataclasses.field(default=None, metadata={"static": True})  # of streamed data
@@ -63,6 +66,7 @@ class Data:
     class_counts: tuple[tuple[int, ...], ...] = dataclasses.field(metadata={"static": True})  # [split][class]
     pixel_max: int = dataclasses.field(metadata={"static": True})  # value that becomes 1.0
     sha256: str = dataclasses.field(metadata={"static": True})  # of the source's arrays
+    text: TextFormat | None = dataclasses.field(default=None, metadata={"static": True})  # None: images
 
     def bounds(self, split: str) -> tuple[int, int]:
         """First row of a split and its number of rows."""
@@ -74,12 +78,12 @@ class Data:
         return len(self.class_counts[0])
 
     def pixels(self, rows: jax.Array) -> jax.Array:
-        """The images of rows int32 [B], uint8 [B, H, W, C]; of one outside the window (see `holds`) any image."""
+        """The images of rows int32 [B], [B, ...] as stored; of one outside the window (see `holds`) any image."""
         if self.slots is not None:
             return self.images[self.slots[rows]]
         if self.host is None:
             return self.images[rows]
-        like = jax.ShapeDtypeStruct((*rows.shape, *self.host.shape), jnp.uint8)
+        like = jax.ShapeDtypeStruct((*rows.shape, *self.host.shape), self.images.dtype)
         # One member at a time: JAX copies arguments above 100 kB on the CPU's worker threads, and where callbacks of
         # several devices occupy all of these, they wait for each other for ever (seen with 64 members a device).
         return jax.pure_callback(self._call_host, like, rows, vmap_method="sequential")
@@ -96,13 +100,14 @@ class Data:
 def split_source(source: Source, validation: float, test: float = 0.2, *, budget: int | None = None) -> Data:
     """Puts a source on the device with disjoint train, validation and test rows.
 
-    The validation rows are a random share of the source's training rows; the test rows are the source's own test set
+    The validation rows are the source's own, or a random share of its training rows; the test rows are the source's own
     or, where it has none, another random share. The split is the same for every seed and every experiment: seeds vary
     what a method sees of the training set, never what it is judged on.
 
     Args:
         source: images and labels on the host.
-        validation: share of the training rows kept for choosing hyper-parameters, in [0, 1).
+        validation: share of the training rows kept for choosing hyper-parameters, in [0, 1); a source with validation
+            rows of its own has decided that.
         test: share kept for testing where the source has no test set.
         budget: leave the images on the host; programs may hold that many bytes of them at a time. None: all of them.
 
@@ -110,26 +115,29 @@ def split_source(source: Source, validation: float, test: float = 0.2, *, budget
         UserError: a split would be empty.
     """
     order = np.random.default_rng(0).permutation(len(source.train_labels))
+    train = (source.train_images, source.train_labels)
     if source.test_images is None or source.test_labels is None:
         num_test = round(test * len(order))
-        test_images, test_labels = source.train_images, source.train_labels
-        tested, order = order[:num_test], order[num_test:]
+        tested, order, of_test = order[:num_test], order[num_test:], train
     else:
-        test_images, test_labels = source.test_images, source.test_labels
-        tested = np.arange(len(test_labels))
-    num_validation = round(validation * len(order))
-    held_out, kept = order[:num_validation], order[num_validation:]
-    sizes = (len(kept), len(held_out), len(tested))
+        of_test = (source.test_images, source.test_labels)
+        tested = np.arange(len(source.test_labels))
+    if source.validation_images is None or source.validation_labels is None:
+        num_validation = round(validation * len(order))
+        held_out, order, of_validation = order[:num_validation], order[num_validation:], train
+    else:
+        of_validation = (source.validation_images, source.validation_labels)
+        held_out = np.arange(len(source.validation_labels))
+    parts = [(*train, order), (*of_validation, held_out), (*of_test, tested)]
+    sizes = (len(order), len(held_out), len(tested))
     if min(sizes) == 0:
         raise UserError(
             f"data {source.name!r} with validation={validation} leaves {sizes[0]} training, {sizes[1]} validation and "
             f"{sizes[2]} test examples; each needs at least one: choose validation between 0 and 1"
         )
-    labels = (source.train_labels[kept], source.train_labels[held_out], test_labels[tested])
+    labels = [y[index] for _, y, index in parts]
     counts = tuple(tuple(np.bincount(y, minlength=source.num_classes).tolist()) for y in labels)
-    host = HostImages(
-        [(source.train_images, np.concatenate([kept, held_out])), (test_images, tested)], budget=budget or 0
-    )
+    host = HostImages([(images, index) for images, _, index in parts], budget=budget or 0)
     return Data(
         images=jnp.asarray(host.read(np.arange(len(host) if budget is None else 0))),
         labels=jnp.asarray(np.concatenate(labels), jnp.int32),
@@ -138,4 +146,5 @@ def split_source(source: Source, validation: float, test: float = 0.2, *, budget
         class_counts=counts,
         pixel_max=source.pixel_max,
         sha256=source.sha256,
+        text=source.text,
     )

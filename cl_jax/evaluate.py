@@ -5,12 +5,16 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
+from cl_jax.batch import Batch
 from cl_jax.data import Data
 from cl_jax.losses import cross_entropy
 from cl_jax.model import Model, Params
-from cl_jax.tasks.stream import Curriculum, Stream, View, largest_task, render, task_rows
+from cl_jax.tasks.render import render
+from cl_jax.tasks.stream import Curriculum, Stream, View, largest_task, task_rows
+from cl_jax.tokens import read_rows
 
 CHUNK = 1024  # examples evaluated at once
+CHUNK_TOKENS = 8192  # of text
 METRICS = ("accuracy", "loss")
 EVALUATED = ("validation", "test")
 
@@ -25,7 +29,7 @@ def evaluate(
     *,
     recent: int | None = None,
 ) -> jax.Array:
-    """Accuracy in [0, 1] and mean cross-entropy in nats on every task.
+    """Accuracy in [0, 1] and mean cross-entropy in nats on every task; of text in nats a byte.
 
     Class-incremental outputs of tasks not yet trained do not compete: a future task's accuracy is 0 then, and its loss
     is that of an impossible label, reported as infinite.
@@ -56,13 +60,17 @@ def evaluated_tasks(num_tasks: int, after: jax.Array | int, recent: int | None) 
 def chunks(stream: Stream, data: Data, split: str) -> tuple[int, int]:
     """In how many chunks a task of a split is evaluated, and the examples of each."""
     rows = largest_task(stream, data, split)
-    number = -(-rows // CHUNK)
+    most = CHUNK if data.text is None else max(1, CHUNK_TOKENS // data.text.context)
+    number = -(-rows // most)
     return number, -(-rows // number)
 
 
-def each_share(size: jax.Array) -> jax.Array:
-    """What each of `size` examples counts in a mean; as a factor, which the compiler makes of a division anyway."""
-    return 1.0 / jnp.maximum(size, 1).astype(jnp.float32)
+def means(sums: jax.Array) -> jax.Array:
+    """float32 [..., metrics] from sums [..., 2, metrics] as `chunk_sums` gives them.
+
+    By a factor, which the compiler makes of a division anyway.
+    """
+    return sums[..., 0, :] * (1.0 / jnp.maximum(sums[..., 1, :], 1.0))
 
 
 def chunk_sums(
@@ -77,7 +85,10 @@ def chunk_sums(
     *,
     split: str,
 ) -> jax.Array:
-    """Sums of right answers and losses over one chunk of a task, from position `first` on: float32 [metrics]."""
+    """Sums over one chunk of a task, from position `first` on, and of what they are to be divided by: [2, metrics].
+
+    Right answers and losses, float32, by examples. Of text: right tokens by tokens, losses by bytes.
+    """
     segments = curriculum.segments[split]
     _, size = chunks(view.stream, data, split)
     position = first + jnp.arange(size, dtype=jnp.int32)
@@ -86,13 +97,26 @@ def chunk_sums(
     batch = render(view, curriculum.tables, data, reference, present, mask=view.evaluation_mask, one_task=True)
     logits = model.apply(params, batch.x)
     valid = (position < segments.size[task]).astype(jnp.float32)
+    if data.text is not None:
+        return _text_sums(logits, batch, data.pixels(reference.row), valid)
     assert batch.active is not None
     right = jnp.argmax(jnp.where(batch.active, logits, -jnp.inf), axis=-1).astype(jnp.int32) == batch.y
     loss = cross_entropy(logits, batch.y, batch.active)
     known = jnp.take_along_axis(batch.active, batch.y[:, None], axis=-1)[:, 0]
     loss = jnp.where(known, loss, jnp.inf)
     right = right & known & jnp.isfinite(logits).all(axis=-1)
-    return jnp.stack([jnp.sum(valid * right.astype(jnp.float32)), jnp.sum(jnp.where(valid > 0, loss, 0.0))])
+    sums = jnp.stack([jnp.sum(valid * right.astype(jnp.float32)), jnp.sum(jnp.where(valid > 0, loss, 0.0))])
+    return jnp.stack([sums, jnp.broadcast_to(jnp.sum(valid), sums.shape)])
+
+
+def _text_sums(logits: jax.Array, batch: Batch, rows: jax.Array, valid: jax.Array) -> jax.Array:
+    assert batch.counted is not None
+    counted = batch.counted * valid[:, None]
+    right = (jnp.argmax(logits, axis=-1) == batch.y) & jnp.isfinite(logits).all(axis=-1)
+    loss = cross_entropy(logits, batch.y)
+    sums = jnp.stack([jnp.sum(counted * right.astype(jnp.float32)), jnp.sum(jnp.where(counted > 0, loss, 0.0))])
+    sizes = read_rows(rows)[1].bytes * valid[:, None]
+    return jnp.stack([sums, jnp.stack([jnp.sum(counted), jnp.sum(sizes)])])
 
 
 def _split(
@@ -106,7 +130,6 @@ def _split(
     split: str,
 ) -> jax.Array:
     num_chunks, size = chunks(view.stream, data, split)
-    segments = curriculum.segments[split]
 
     def one_task(task: jax.Array) -> jax.Array:
         params = params_for(task)
@@ -115,8 +138,8 @@ def _split(
             return sums + chunk_sums(model, params, view, curriculum, data, after, task, first, split=split), None
 
         firsts = jnp.arange(num_chunks, dtype=jnp.int32) * size
-        sums, _ = jax.lax.scan(add, jnp.zeros((len(METRICS),), jnp.float32), firsts)
-        return sums * each_share(segments.size[task])
+        sums, _ = jax.lax.scan(add, jnp.zeros((2, len(METRICS)), jnp.float32), firsts)
+        return means(sums)
 
     num_tasks = view.stream.num_tasks
     if recent is None:

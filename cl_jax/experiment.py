@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from cl_jax.adapters import Full
+from cl_jax.base import BASES
 from cl_jax.config import child, config, flatten, grid, replace, static
 from cl_jax.errors import UserError, did_you_mean
 from cl_jax.models import MODELS as MODELS
@@ -37,6 +38,8 @@ class Run:
         training_mask: which outputs compete in class-incremental training: "seen", "all" or "current".
         exposure: "current" task only; "seen" or "all": joint training on the tasks so far, or on all.
         boundary: how one task passes into the next, at once or gradually, see `cl_jax.tasks.boundaries`.
+        base: what stands for the first task, see `cl_jax.base`; None: random weights, and the first task is trained as
+            the others are.
         methods: by name, in the order of application; empty is fine-tuning.
         steps: training steps a task. batch_size: new examples a step.
         passes: in place of steps, over the examples of each task: one is online learning, see `cl_jax.passes`.
@@ -62,6 +65,11 @@ class Run:
     passes: int | None = static(None, low=1, later=True)
     recent: int | None = static(None, low=1, later=True)
     diagnostics: tuple[str, ...] = static((), later=True)
+    base: Any = child(optional=tuple(BASES.values()), later=True)
+
+    def steps_in(self, task: int) -> int:
+        """Training steps of a task, from 0."""
+        return 0 if task == 0 and self.base is not None else self.steps
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

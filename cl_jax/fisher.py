@@ -49,6 +49,9 @@ def diagonal_fisher(
         sampled: the average of `samples` draws from p(x_i); its expectation is exact.
         empirical: the true label. Not a Fisher: it goes to 0 where the model fits its training labels.
         argmax: the most probable active label, the first one among equals.
+    An example may be a sequence of L tokens. Its gradient is that of log p of all its counted targets together, given
+    what stands before each, and F is 1 / L of the mean of its squares: by position, as the loss is, so that F means the
+    same beside the loss whatever L is. "exact" is not to be had then; "sampled" draws every target anew.
     "batched" is the widespread shortcut, here for comparison: F = 1/m sum_b (d L_b / d theta)^2 with L_b the mean cross
     entropy of the true labels over the valid examples of batch b, `batch_size` consecutive rows, m the number of
     batches that have any. For independent gradients it is empirical / batch_size, so a strength tuned for it means
@@ -83,7 +86,8 @@ def diagonal_fisher(
     def batched(batch: Batch, index_B: jax.Array, weight_B: jax.Array) -> tuple[Params, jax.Array]:
         mean = batch._replace(weight=weight_B / jnp.maximum(jnp.sum(weight_B), 1.0))
         gradient = jax.grad(lambda p: task_loss(model, p, mean))(params)
-        return jax.tree.map(square, gradient), jnp.max(weight_B)
+        length = 1 if batch.counted is None else batch.counted.shape[-1]
+        return jax.tree.map(lambda leaf: square(leaf) * float(length), gradient), jnp.max(weight_B)
 
     def per_example(batch: Batch, index_B: jax.Array, weight_B: jax.Array) -> tuple[Params, jax.Array]:
         cotangents = weighted_cotangents(key, index_B, batch, weight_B, kind, samples, num_active)

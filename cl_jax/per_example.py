@@ -21,8 +21,13 @@ LABELS = ("exact", "sampled", "empirical", "argmax")
 CHUNK_BYTES = {"cpu": 2**23, "default": 2**26}
 LARGEST_CHUNK = 256
 
-Cotangents = Callable[[jax.Array], tuple[jax.Array, jax.Array]]  # log p [B, C] -> v [S, B, C], weights [S, B]
+# log p [B, C] -> v [S, B, C], weights [S, B]; of sequences log p [B, L, C] -> v [S, B, L, C], weights [S, B].
+Cotangents = Callable[[jax.Array], tuple[jax.Array, jax.Array]]
 Sums = TypeVar("Sums")  # a tree of arrays
+EXACT_OF_TEXT = (
+    "the exact Fisher sums over every label, and of text every token is one at every position: use kind 'sampled', "
+    "whose expectation it is, or 'empirical'"
+)
 
 
 def check_whole(**given: int | None) -> None:
@@ -120,6 +125,9 @@ def weighted_cotangents(
 ) -> Cotangents:
     """From log p to cotangents v of the logits z and weights w with sum_s w_s v_s v_s^T = sum_c q(c) u_c u_c^T.
 
+    Of a sequence v holds u at every position whose target counts, 0 elsewhere, and w is 1 / L of what it is else: the
+    gradient is that of log p of the whole sequence, and a mean over examples one by position, as the loss is.
+
     u_c = d log p_c / d z = e_c - p, and q says which labels count (`cl_jax.fisher.diagonal_fisher`). S is as small as
     the kind allows: a pass backward each. Exact, the sum is diag(p) - p p^T, of rank C - 1, and the v_s are the columns
     of its Cholesky factor (Tanabe and Sagae 1992), one binary choice after another: output s, or a later one?
@@ -136,34 +144,41 @@ def weighted_cotangents(
         num_outputs = log_p_BxC.shape[1]
         p_BxC = jnp.exp(log_p_BxC.astype(jnp.float32))
         if kind == "exact":
+            if p_BxC.ndim > 2:
+                raise UserError(EXACT_OF_TEXT)
             return _binary_choices(p_BxC, num_outputs if num_active is None else min(num_active, num_outputs))
         if kind == "sampled":
 
             def draw(row: jax.Array, log_p_C: jax.Array) -> jax.Array:
-                return jax.random.categorical(jax.random.fold_in(key, row), log_p_C, shape=(samples,))
+                return jax.random.categorical(
+                    jax.random.fold_in(key, row), log_p_C, shape=(samples, *log_p_C.shape[:-1])
+                )
 
             label_SxB = jax.vmap(draw, out_axes=1)(index_B, log_p_BxC)
-            if samples >= num_outputs:  # cheaper to count the draws of each output
+            if samples >= num_outputs and p_BxC.ndim == 2:  # cheaper to count the draws of each output
                 drawn_CxB = jnp.mean(jax.nn.one_hot(label_SxB, num_outputs, dtype=jnp.float32), axis=0).T
                 every_CxB = jnp.arange(num_outputs, dtype=jnp.int32)[:, None] + jnp.zeros_like(index_B)[None]
                 return _from_labels(every_CxB, p_BxC), drawn_CxB
         elif kind == "empirical":
             label_SxB = batch.y[None]
         else:
-            label_SxB = jnp.argmax(log_p_BxC, axis=1)[None]
-        return _from_labels(label_SxB, p_BxC), jnp.full(label_SxB.shape, 1.0 / len(label_SxB), jnp.float32)
+            label_SxB = jnp.argmax(log_p_BxC, axis=-1)[None]
+        return _from_labels(label_SxB, p_BxC), jnp.full(label_SxB.shape[:2], 1.0 / len(label_SxB), jnp.float32)
 
     def weighted(log_p_BxC: jax.Array) -> tuple[jax.Array, jax.Array]:
         v_SxBxC, weight_SxB = cotangents(log_p_BxC)
         if batch.active is not None:
             v_SxBxC = jnp.where(batch.active[None], v_SxBxC, 0.0)
+        if batch.counted is not None:
+            v_SxBxC = v_SxBxC * batch.counted[None, :, :, None]
+            weight_SxB = weight_SxB * (1.0 / batch.counted.shape[-1])
         return v_SxBxC, weight_SxB * weight_B[None, :]
 
     return weighted
 
 
 def _from_labels(label_SxB: jax.Array, p_BxC: jax.Array) -> jax.Array:
-    return jax.nn.one_hot(label_SxB, p_BxC.shape[1], dtype=jnp.float32) - p_BxC[None]
+    return jax.nn.one_hot(label_SxB, p_BxC.shape[-1], dtype=jnp.float32) - p_BxC[None]
 
 
 def _binary_choices(p_BxC: jax.Array, num: int) -> tuple[jax.Array, jax.Array]:

@@ -24,17 +24,9 @@ from cl_jax.model import Params
 from cl_jax.optimizers import Sgd
 from cl_jax.schedules import TaskDecay
 from cl_jax.tasks.boundaries import Layout, Sharp, blurry_references, is_sharp
-from cl_jax.tasks.stream import (
-    Curriculum,
-    Segments,
-    View,
-    largest_task,
-    make_curriculum,
-    old_outputs,
-    render,
-    sample_references,
-    task_rows,
-)
+from cl_jax.tasks.render import old_outputs, render
+from cl_jax.tasks.stream import Curriculum, Segments, View, largest_task, make_curriculum, sample_references, task_rows
+from cl_jax.tokens import Tokens
 
 
 def view_of(run: Run, data: Data) -> View:
@@ -75,7 +67,7 @@ def make_methods(run: Run, data: Data, curriculum: Curriculum, present: jax.Arra
         steps=run.steps,
         batch_size=run.batch_size,
         largest_task=largest_task(view.stream, data, "train"),
-        example=_example(data),
+        example=example_of(data),
     )
     return {name: method.build(context) for name, method in run.methods.items()}
 
@@ -92,7 +84,7 @@ def world_of(run: Run) -> Run:
     """The run without what trains it: runs that are equal in this share tasks, initial weights and evaluation."""
     return dataclasses.replace(
         run, training_mask="seen", exposure="current", optimizer=Sgd(), schedule=TaskDecay(), adapter=Full(),
-        methods={}, steps=1, batch_size=1, passes=None, recent=None, diagnostics=(),
+        methods={}, steps=1, batch_size=1, passes=None, recent=None, diagnostics=(), base=None,
         boundary=run.boundary if run.scenario == "class" else Sharp(),  # else it changes nothing of these
     )  # fmt: skip
 
@@ -119,11 +111,14 @@ def drawn(run: Run, seed: jax.Array, data: Data) -> tuple[Curriculum, Params]:
     key = jax.random.key(seed)
     view = view_of(run, data)
     curriculum = make_curriculum(stream_key(key, "tasks"), view.stream, data)
-    return curriculum, run.model.build(view.num_outputs).init(stream_key(key, "model"), _example(data))
+    return curriculum, run.model.build(view.num_outputs).init(stream_key(key, "model"), example_of(data))
 
 
-def _example(data: Data) -> jax.Array:
+def example_of(data: Data) -> Any:
     """What a model receives, of one example: zeros [1, ...]."""
+    if data.text is not None:
+        none = jnp.zeros((1, data.text.context), jnp.int32)
+        return Tokens(none, none)
     return jnp.zeros((1, *data.images.shape[1:]), jnp.float32)
 
 
@@ -272,7 +267,7 @@ def row_part(
     run: Run, curriculum: Curriculum, shown: Any, data: Data, after: jax.Array, task: jax.Array, first: jax.Array,
     *, split: str,
 ) -> jax.Array:  # fmt: skip
-    """The part of `row` that one chunk of one task is: sums, float32 [metrics]."""
+    """The part of `row` that one chunk of one task is: sums, float32 [2, metrics]."""
     view = view_of(run, data)
     model = run.model.build(view.num_outputs)
     return chunk_sums(model, params_for(run, shown)(task), view, curriculum, data, after, task, first, split=split)

@@ -23,7 +23,7 @@ import numpy as np
 from cl_jax import program
 from cl_jax.budget import Windows, references_in
 from cl_jax.data import Data
-from cl_jax.evaluate import EVALUATED, METRICS, chunks, each_share, evaluated_tasks
+from cl_jax.evaluate import EVALUATED, METRICS, chunks, evaluated_tasks, means
 from cl_jax.experiment import Run
 from cl_jax.tasks.stream import Curriculum, Segments
 from cl_jax.train import TrainState
@@ -67,14 +67,14 @@ def read_ahead(rows: Sequence[Rows], size: int, data: Data) -> Generator[Data]:
 
 def _window(rows: Rows, size: int, data: Data) -> Data:
     assert data.host is not None
-    images = np.empty((size, *data.host.shape), np.uint8)
+    images = np.empty((size, *data.host.shape), data.host.dtype)
     images[: len(rows)] = data.host.read(rows)
     slots = np.full(len(data.host), -1, np.int32)
     slots[rows] = np.arange(len(rows), dtype=np.int32)
     placed = jax.block_until_ready(jax.device_put((images, slots), data.labels.sharding))
     return Data(
         images=placed[0], slots=placed[1], labels=data.labels, host=data.host, sizes=data.sizes,
-        class_counts=data.class_counts, pixel_max=data.pixel_max, sha256=data.sha256,
+        class_counts=data.class_counts, pixel_max=data.pixel_max, sha256=data.sha256, text=data.text,
     )  # fmt: skip
 
 
@@ -149,22 +149,21 @@ class Feed:
         """A row of R for each member, as `cl_jax.evaluate.evaluate` gives it: float32 [wave, splits, metrics, T].
 
         Args:
-            score: `(data, split, task, first) -> sums`, those of `cl_jax.evaluate.chunk_sums`, [wave, metrics].
+            score: `(data, split, task, first) -> sums`, those of `cl_jax.evaluate.chunk_sums`, [wave, 2, metrics].
             after: tasks trained so far.
         """
         num_tasks = self._run.stream.num_tasks
         first, end = map(int, evaluated_tasks(num_tasks, after, self._run.recent))
         groups, rows = self._evaluation(range(first, end))
-        sizes = np.array([[each.segments[split].size for split in EVALUATED] for each in self._members])
-        sums = np.zeros((*sizes.shape[:2], len(METRICS), sizes.shape[2]), np.float32)
+        sums = np.zeros((len(self._members), len(EVALUATED), num_tasks, 2, len(METRICS)), np.float32)
         with contextlib.closing(read_ahead(rows, self._windows.evaluation, self._data)) as windows:
             for group in groups:
                 window = next(windows)
                 scored = [(split, task, score(window, split, task, first)) for split, task, first in group]
                 for split, task, part in scored:
-                    sums[:, EVALUATED.index(split), :, task] += np.asarray(part)
-        sums[..., np.r_[:first, end:num_tasks]] = np.nan  # not measured
-        return sums * np.asarray(each_share(jnp.asarray(sizes)))[:, :, None, :]
+                    sums[:, EVALUATED.index(split), task] += np.asarray(part)
+        sums[:, :, np.r_[:first, end:num_tasks]] = np.nan  # not measured
+        return np.asarray(means(jnp.asarray(sums))).swapaxes(-1, -2)
 
     def _evaluation(self, tasks: range) -> tuple[list[list[tuple[str, int, int]]], list[Rows]]:
         """What is evaluated with each window, as (split, task, first position), and the window's rows."""

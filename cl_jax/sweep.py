@@ -19,7 +19,7 @@ from cl_jax.origin import Forks
 from cl_jax.plan import Shard, begin
 from cl_jax.standing import Standing, finish, first_record, publish, restored, save
 from cl_jax.standing import read_record as read_record
-from cl_jax.trunk import Start, Trunks
+from cl_jax.trunk import Start, Trunks, begun
 from cl_jax.waves import (
     Crew,
     Progress,
@@ -150,12 +150,12 @@ def _one_task(
             if start is None:
                 state = train_task(crew, wave, state, task, progress)
             else:
-                state = state._replace(**on_devices(crew, wave, start)._asdict())
+                state = begun(crew, wave, state, start)
             state, shown, row = end_task(crew, wave, state, task)
             record[wave.places, task + 1] = to_host(wave, row)
             seconds = (time.perf_counter() - began) / len(wave.places)
             notes.write(crew, wave, written, state, shown, task + 1, seconds)
             parts.append(to_host(wave, state))
-    progress.restored(int(rests.sum()) * crew.members[0].entry.run.steps)
+    progress.restored(int(rests.sum()) * crew.members[0].entry.run.steps_in(task))
     host = gathered(waves, parts, before.state, len(crew.members)) if waves else before.state
     return Standing(task + 1, host, record, written)

@@ -3,7 +3,7 @@
 A method that waits for its first boundary trains task 1 as fine-tuning does: no penalty has a strength yet, nothing is
 stored. So task 1 of such a run is always trained by the program without methods, once for each seed and whatever else
 its runs share, and the members go on from there: a sweep of K strengths over T tasks trains 1 + K (T - 1) tasks a seed
-instead of K T.
+instead of K T. A base that is trained (`cl_jax.base.Pretrained`) is such a first task, of settings of its own.
 """
 
 import dataclasses
@@ -14,13 +14,17 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from cl_jax.adapters import Full
+from cl_jax.base import Pretrained
 from cl_jax.checkpoint import Checkpoints
-from cl_jax.compiled import Programs
+from cl_jax.compiled import Programs, Wave, padded
 from cl_jax.data import Data
 from cl_jax.experiment import Entry, Member, Run, address
 from cl_jax.plan import Shard, begin
 from cl_jax.results import write_json
+from cl_jax.train import TrainState
 from cl_jax.waves import (
+    Crew,
     Host,
     Progress,
     crew_of,
@@ -28,6 +32,7 @@ from cl_jax.waves import (
     gathered,
     host_like,
     muster,
+    on_devices,
     prepare,
     to_host,
     train_task,
@@ -35,7 +40,9 @@ from cl_jax.waves import (
 
 
 class Start(NamedTuple):
-    """What members take over from whatever trained their first task; host arrays [members, ...]."""
+    """What members take over from whatever trained their first task; host arrays [members, ...]. Of a base, its weights
+    alone (`trainable`), and whether it has diverged.
+    """
 
     base: Host
     trainable: Host
@@ -45,6 +52,12 @@ class Start(NamedTuple):
 
 def trunk_of(run: Run) -> Run | None:
     """The run that trains this one's first task, or None: a method acts from the first step on."""
+    if isinstance(run.base, Pretrained):
+        base = run.base
+        return dataclasses.replace(
+            run, methods={}, diagnostics=(), base=None, adapter=Full(), optimizer=base.optimizer,
+            schedule=base.schedule, steps=base.steps, batch_size=base.batch_size, passes=None,
+        )  # fmt: skip
     waits = all(getattr(method, "waits_for_boundary", False) for method in run.methods.values())
     return dataclasses.replace(run, methods={}, diagnostics=()) if waits else None
 
@@ -97,6 +110,19 @@ class Trunks:
                     self._trained[at.folder] = _trained(at, data, progress, programs)
             picked.append(jax.tree.map(lambda leaf, place=place: leaf[place], self._trained[at.folder]))
         return jax.tree.map(lambda *leaves: np.stack(leaves), *picked)
+
+
+def begun(crew: Crew, wave: Wave, state: TrainState, start: Start) -> TrainState:
+    """The state of a wave's members after their first task, before its boundary.
+
+    Args:
+        state: their first one.
+    """
+    if crew.members[0].entry.run.base is None:
+        return state._replace(**on_devices(crew, wave, start)._asdict())
+    params = jax.tree.map(lambda leaf: leaf[padded(wave.places, crew.packing.wave)], start.trainable)
+    state = crew.programs.init(wave, params, crew.data)
+    return state._replace(diverged=on_devices(crew, wave, start.diverged))
 
 
 def _trained(shard: Shard, data: Data, progress: Progress, programs: Programs) -> Start:

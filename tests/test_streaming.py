@@ -26,7 +26,8 @@ from cl_jax.optimizers import Sgd
 from cl_jax.sources import Source
 from cl_jax.streaming import read_ahead
 from cl_jax.tasks import Fuzzy, NoisyLabels, Permuted, Split
-from cl_jax.tasks.stream import View, make_curriculum, render
+from cl_jax.tasks.render import render
+from cl_jax.tasks.stream import View, make_curriculum
 from cl_jax.train import kept
 from tests.test_sweep import Silent
 

@@ -12,15 +12,13 @@ from cl_jax.data import SPLITS, Data, split_source
 from cl_jax.errors import UserError
 from cl_jax.sources import Source
 from cl_jax.tasks import Permuted, Rotated, Split
+from cl_jax.tasks.render import active_outputs, labels_of, render
 from cl_jax.tasks.stream import (
     EXPOSURES,
     TRAINING_MASKS,
     View,
-    active_outputs,
-    labels_of,
     largest_task,
     make_curriculum,
-    render,
     sample_references,
     smallest_task,
     task_rows,

@@ -18,7 +18,8 @@ from cl_jax.diagnostics.costs import costs
 from cl_jax.diagnostics.diagnostic import Boundary, Look, Value
 from cl_jax.experiment import Run
 from cl_jax.method import stream_key
-from cl_jax.tasks.stream import Curriculum, largest_task, render, task_rows
+from cl_jax.tasks.render import render
+from cl_jax.tasks.stream import Curriculum, largest_task, task_rows
 from cl_jax.train import TrainState
 
 PROBE = 256  # examples of a task that diagnostics look at, the first of its rows in their random order

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from cl_jax import errors
+from cl_jax.text.format import TextFormat
 
 KNOWN = {
     "digits": "1797 handwritten digits, 8 x 8; comes with scikit-learn, no files, no network.",
@@ -36,6 +37,9 @@ class Source:
     test_labels: np.ndarray | None  # int32 [M]
     num_classes: int
     pixel_max: int  # 16 for digits, 255 for all others
+    validation_images: np.ndarray | None = None  # None: to be taken from the training rows
+    validation_labels: np.ndarray | None = None
+    text: TextFormat | None = None
 
     def __post_init__(self) -> None:
         for array in self._arrays().values():

@@ -8,6 +8,7 @@ from cl_jax.tasks.boundaries import LinearDecay as LinearDecay
 from cl_jax.tasks.boundaries import Scattered as Scattered
 from cl_jax.tasks.boundaries import Sharp as Sharp
 from cl_jax.tasks.corrupted import Corrupted
+from cl_jax.tasks.domains import Domains
 from cl_jax.tasks.noisy_labels import NoisyLabels
 from cl_jax.tasks.permuted import Permuted
 from cl_jax.tasks.repeated import Repeated
@@ -20,6 +21,7 @@ STREAMS: dict[str, Any] = {
     "rotated": Rotated,
     "corrupted": Corrupted,
     "split": Split,
+    "domains": Domains,
     "repeated": Repeated,
     "unequal": Unequal,
     "noisy_labels": NoisyLabels,

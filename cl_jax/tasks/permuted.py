@@ -8,7 +8,8 @@ from cl_jax.config import config, static
 from cl_jax.data import Data
 from cl_jax.errors import UserError
 from cl_jax.shuffle import shuffled_index
-from cl_jax.tasks.stream import Stream, Tables, move_pixels
+from cl_jax.tasks.pixels import move_pixels
+from cl_jax.tasks.stream import Stream, Tables
 
 PERMUTATIONS = ("stored", "derived")
 

@@ -5,7 +5,8 @@ import jax.numpy as jnp
 
 from cl_jax.config import config, static
 from cl_jax.data import Data
-from cl_jax.tasks.stream import Stream, Tables, move_pixels
+from cl_jax.tasks.pixels import move_pixels
+from cl_jax.tasks.stream import Stream, Tables
 
 
 @config

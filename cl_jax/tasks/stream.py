@@ -1,7 +1,7 @@
 """A task stream: arrays of one seed plus pure functions, the same for a domain-, task- or class-incremental reading.
 
-A task is a window on the data set (which rows belong to it) and a view of it (how its images look). Nothing is copied
-per task or per member: rows stay uint8 and are transformed when a batch is made.
+A task is a window on the data set (which rows belong to it) and a view of it (how its images look, see
+`cl_jax.tasks.render`). Nothing is copied per task or per member.
 """
 
 from collections.abc import Callable
@@ -11,9 +11,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cl_jax.batch import Batch, Reference
+from cl_jax.batch import Reference
 from cl_jax.data import SPLITS, Data
 from cl_jax.shuffle import shuffled_index
+from cl_jax.text.format import TextFormat
 
 SCENARIOS = ("domain", "task", "class")
 TRAINING_MASKS = ("seen", "all", "current")
@@ -50,6 +51,7 @@ class Stream(NamedTuple):
         relabel: `(tables, row int32 [...], label int32 [...]) -> label`, what training rows are taken for.
         share: `tables -> float32 [T]` in (0, 1], the share of its training rows that each task keeps; None: all.
         least_share: the smallest of these, known before any seed is drawn.
+        text: of a stream of text, whose model predicts tokens and no labels; K is then how many domains a task has.
     """
 
     num_tasks: int
@@ -62,6 +64,7 @@ class Stream(NamedTuple):
     relabel: Callable[[Tables, jax.Array, jax.Array], jax.Array] | None = None
     share: Callable[[Tables], jax.Array] | None = None
     least_share: float = 1.0
+    text: TextFormat | None = None
 
 
 def with_tables(stream: Stream, tables: Callable[[jax.Array, Data], Tables]) -> Stream:
@@ -118,7 +121,9 @@ class View(NamedTuple):
 
     @property
     def num_outputs(self) -> int:
-        """Domain-incremental tasks share K outputs; in the others every task has K of its own."""
+        """Domain-incremental tasks share K outputs; in the others every task has K of its own. Text: every token."""
+        if self.stream.text is not None:
+            return self.stream.text.num_tokens
         return self.stream.classes_per_task * (1 if self.scenario == "domain" else len(set(self.heads.tolist())))
 
     def head(self, task: jax.Array) -> jax.Array:
@@ -219,85 +224,3 @@ def sample_references(
         owner = jnp.searchsorted(ends, drawn.reshape(-1), side="right").astype(jnp.int32).reshape(drawn.shape)
         within = drawn - (ends - segments.size)[owner]
     return Reference(row=segments.order[segments.start[owner] + within], task=owner)
-
-
-def labels_of(view: View, tables: Tables, reference: Reference, data: Data) -> jax.Array:
-    """The index of the right output for each reference: int32, shaped like `reference.row`."""
-    within = jax.vmap(lambda label: view.stream.label(tables, label))(jnp.arange(data.num_classes, dtype=jnp.int32))
-    label = within[data.labels[reference.row]]
-    if view.stream.relabel is not None:
-        label = view.stream.relabel(tables, reference.row, label)
-    return label if view.scenario == "domain" else view.head(reference.task) * view.stream.classes_per_task + label
-
-
-def active_outputs(view: View, task: jax.Array, present: jax.Array, mask: str) -> jax.Array:
-    """Which outputs compete for examples of given tasks: bool [B, C].
-
-    Domain-incremental: all. Task-incremental: the K of the example's own task. Class-incremental: `mask` "all"; "seen":
-    those of tasks 0 ... present; "current": for examples of the present task its own, for replayed ones all seen.
-
-    Args:
-        task: int32 [B], each example's task.
-        present: int32 (), the task in training (or the last one trained, when evaluating).
-    """
-    owner = jnp.arange(view.num_outputs, dtype=jnp.int32) // view.stream.classes_per_task
-    shape = (*task.shape, view.num_outputs)
-    if view.scenario == "domain" or (view.scenario == "class" and mask == "all"):
-        return jnp.ones(shape, bool)
-    own = owner[None, :] == view.head(task)[:, None]
-    if view.scenario == "task":
-        return own
-    seen = jnp.broadcast_to(owner[None, :] <= view.newest_head(present), shape)
-    return seen if mask == "seen" else jnp.where((view.head(task) == view.head(present))[:, None], own, seen)
-
-
-def old_outputs(view: View, present: jax.Array) -> jax.Array:
-    """bool [C]: the outputs of tasks before `present`; domain-incremental tasks share all, from the second on."""
-    if view.scenario == "domain":
-        return jnp.broadcast_to(present > 0, (view.num_outputs,))
-    owner = jnp.arange(view.num_outputs, dtype=jnp.int32) // view.stream.classes_per_task
-    return (owner <= view.newest_head(jnp.maximum(present - 1, 0))) & (present > 0)
-
-
-def render(
-    view: View, tables: Tables, data: Data, reference: Reference, present: jax.Array, *, mask: str, one_task: bool
-) -> Batch:
-    """Turns references [B] into a batch: images in [0, 1], labels, active outputs.
-
-    Args:
-        present: int32 (), the task in training.
-        mask: see `active_outputs`.
-        one_task: all rows are of task `reference.task[0]`: then the images are transformed together, several times
-            faster than example by example.
-    """
-    images = data.pixels(reference.row)
-    if one_task:
-        images = view.stream.transform(tables, reference.task[0], images)
-    elif view.stream.transform is not _same_images:
-        transform = view.stream.transform
-        images = jax.vmap(lambda task, image: transform(tables, task, image[None])[0])(reference.task, images)
-    x = images.astype(jnp.float32) / data.pixel_max
-    held = data.holds(reference.row)
-    if held is not None:  # a row that nobody foresaw must not train as some other image: its member is flagged instead
-        x = jnp.where(held[:, None, None, None], x, jnp.nan)
-    return Batch(
-        x=x,
-        y=labels_of(view, tables, reference, data),
-        active=active_outputs(view, reference.task, present, mask),
-        reference=reference,
-    )
-
-
-def move_pixels(source: jax.Array, images: jax.Array) -> jax.Array:
-    """out[b, p, c] = images[b, source[p], c], and 0 where source[p] lies outside the image.
-
-    Pixels lead during the gather, so that it copies whole rows: four times faster on a CPU than pixel by pixel.
-
-    Args:
-        source: int32 [H * W].
-        images: uint8 [B, H, W, C].
-    """
-    batch, height, width, channels = images.shape
-    by_pixel = jnp.moveaxis(images.reshape(batch, height * width, channels), 1, 0)
-    moved = jnp.take(by_pixel, source, axis=0, mode="fill", fill_value=0)
-    return jnp.moveaxis(moved, 0, 1).reshape(images.shape)

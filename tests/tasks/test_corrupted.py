@@ -14,7 +14,8 @@ from cl_jax.data import Data, split_source
 from cl_jax.sources import Source
 from cl_jax.tasks import Corrupted
 from cl_jax.tasks.corrupted import BLUR, CONTRAST, NOISE
-from cl_jax.tasks.stream import View, render
+from cl_jax.tasks.render import render
+from cl_jax.tasks.stream import View
 
 HEIGHT, WIDTH, CHANNELS = 9, 12, 3
 FLOAT32_SUMS = 1e-4  # of some ten products of values up to 200

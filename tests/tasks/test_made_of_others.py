@@ -12,16 +12,8 @@ from cl_jax.batch import Reference
 from cl_jax.data import SPLITS, split_source
 from cl_jax.sources import Source
 from cl_jax.tasks import NoisyLabels, Permuted, Repeated, Split, Unequal
-from cl_jax.tasks.stream import (
-    Curriculum,
-    View,
-    active_outputs,
-    labels_of,
-    largest_task,
-    make_curriculum,
-    old_outputs,
-    smallest_task,
-)
+from cl_jax.tasks.render import active_outputs, labels_of, old_outputs
+from cl_jax.tasks.stream import Curriculum, View, largest_task, make_curriculum, smallest_task
 from tests.test_tasks import data, rows_of, shown
 
 ORDER = (2, 0, 2, 1)
