@@ -93,6 +93,18 @@ def row_weights(batch: Batch) -> jax.Array:
     return jnp.full((size,), 1 / size, jnp.float32) if batch.weight is None else batch.weight
 
 
+def target_weights(batch: Batch) -> jax.Array:
+    """What each target counts in a mean over targets, float32 like `y`: the rows' weights, of sequences shared out in
+    proportion over the counted positions of all rows together; they sum to what the weights sum to (or to 0).
+    """
+    weight = row_weights(batch)
+    if batch.counted is None:
+        return weight
+    each = weight[:, None] * batch.counted
+    total = jnp.sum(each)
+    return each * (jnp.sum(weight) / jnp.where(total > 0, total, 1.0))
+
+
 def equal_shares(valid: jax.Array) -> jax.Array:
     """float32 [R]: 1 / n for each of the n valid rows (bool [R]) and 0 for the others; all 0 if none is valid."""
     return jnp.where(valid, 1 / jnp.maximum(jnp.sum(valid, dtype=jnp.float32), 1.0), 0.0)

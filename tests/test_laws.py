@@ -33,12 +33,14 @@ from cl_jax.methods.generative_replay import generative_replay
 from cl_jax.methods.gpm import gpm
 from cl_jax.methods.icarl import icarl
 from cl_jax.methods.interpolation import interpolation
+from cl_jax.methods.kl_anchor import kl_anchor
 from cl_jax.methods.l2 import l2
 from cl_jax.methods.l2_init import l2_init
 from cl_jax.methods.laplace import laplace
 from cl_jax.methods.lwf import lwf
 from cl_jax.methods.mas import mas
 from cl_jax.methods.mir import mir
+from cl_jax.methods.mixture import mixture
 from cl_jax.methods.ogd import ogd
 from cl_jax.methods.replay import replay
 from cl_jax.methods.rwalk import rwalk
@@ -74,6 +76,9 @@ METHODS: dict[str, Any] = {
     "lwf": lambda strength: lwf(MODEL, strength),
     "lwf-balanced": lambda strength: lwf(MODEL, strength, convention="van_de_ven_2019"),
     "anchoring": lambda strength: anchoring(MODEL, 20, strength),
+    "kl-anchor": lambda strength: kl_anchor(MODEL, strength),
+    "kl-anchor-old": lambda strength: kl_anchor(MODEL, strength, inputs="old", anchor="previous", capacity=20),
+    "mixture": lambda strength: mixture(0.25, 20),
     "derpp": lambda strength: der(20, 3, 0.1 * strength, 0.5, batch_size=4),
     "er_ace": lambda strength: er_ace(20, 3),
     "mir": lambda strength: mir(MODEL, 20, 0.05, candidates=8, batch_size=4),
@@ -91,6 +96,7 @@ METHODS: dict[str, Any] = {
 ADAPTERS = {
     "full": Adapter(),
     "lora": lora(2, 2.0),
+    "lora-masked": lora(2, 2.0, used=1.0),
     "lora-merged": lora(2, 2.0, merge=True, first_task="full"),
     "freeze": freeze("dense_0/"),
     "xdg": xdg(2, 0.5),
@@ -110,6 +116,8 @@ PENALTIES = [
     "laplace",
     "lwf",
     "anchoring",
+    "kl-anchor",
+    "kl-anchor-old",
 ]
 # Strength 0 is fine-tuning, and what more of it does shows from the first step on or not in how far the weights move.
 OTHERS = ["l2-init", "shrink-perturb", "shrink-perturb-step", "continual-backprop"]

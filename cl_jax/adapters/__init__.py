@@ -3,7 +3,7 @@
 from typing import Any
 
 from cl_jax.adapters.adapter import Adapter
-from cl_jax.adapters.freeze import Freeze
+from cl_jax.adapters.freeze import Freeze, FreezeLayers
 from cl_jax.adapters.lora import Lora
 from cl_jax.adapters.olora import Olora
 from cl_jax.adapters.packnet import Packnet
@@ -30,6 +30,7 @@ ADAPTERS: dict[str, Any] = {
     "task_lora": TaskLora,
     "olora": Olora,
     "freeze": Freeze,
+    "freeze_layers": FreezeLayers,
     "packnet": Packnet,
     "xdg": Xdg,
 }

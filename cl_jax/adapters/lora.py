@@ -5,7 +5,7 @@ import jax.numpy as jnp
 
 from cl_jax.adapters.adapter import Adapter, Trainable
 from cl_jax.adapters.factors import FIRST_TASKS, LoraState, check_factors, new_factors, plus_products
-from cl_jax.config import config, static, traced
+from cl_jax.config import child, config, static, traced
 from cl_jax.model import Params
 
 
@@ -16,6 +16,7 @@ def lora(
     *,
     merge: bool = False,
     first_task: str = "lora",
+    used: jax.Array | float | None = None,
 ) -> Adapter:
     """W_effective = W + (alpha / r) A B for every matrix whose path matches; the original weights stay frozen.
 
@@ -24,18 +25,23 @@ def lora(
     Args:
         rank: r.
         alpha: scale, may be traced.
-        targets: regular expression searched for in the paths of the two-dimensional leaves.
+        targets: regular expression searched for in the paths of the matrices, or of stacks of them.
         merge: at each boundary add the product to W and start new factors; otherwise the same factors train on.
         first_task: "lora" adapts from the initial weights on (they should be pre-trained ones); "full" trains all
             parameters in the first task, which stands for the pre-training, and only the factors after it.
+        used: how many of the r columns of A count, in place of r in alpha / r too; may be traced, so that ranks are
+            swept within one program. Rounded, and at least 1. None: all.
     """
+    count = None if used is None else jnp.clip(jnp.round(jnp.asarray(used, jnp.float32)), 1.0, float(rank))
+    columns = None if count is None else (jnp.arange(rank, dtype=jnp.float32) < count).astype(jnp.float32)
+    scale = alpha / (rank if count is None else count)
 
     def init(key: jax.Array, params: Params) -> tuple[Params, Trainable]:
         made = new_factors(key, params, rank, targets)
         return ((), LoraState(params, made)) if first_task == "full" else (params, LoraState((), made))
 
     def effective(base: Params, trainable: Trainable, task: jax.Array) -> Params:
-        return plus_products(trainable.first if first_task == "full" else base, trainable.factors, alpha / rank)
+        return plus_products(trainable.first if first_task == "full" else base, trainable.factors, scale, columns)
 
     def mask(base: Params, task: jax.Array, updates: Trainable) -> Trainable:
         if first_task != "full":
@@ -55,6 +61,13 @@ def lora(
 
 
 @config
+class Used:
+    """A rank below that of the factors: `Lora(rank=16, used=Used(rank=4))` trains as rank 4, in the program of 16."""
+
+    rank: float = traced(1.0, low=1.0)
+
+
+@config
 class Lora:
     """See `lora`. The default trains the first task fully: image models here start from random weights."""
 
@@ -63,13 +76,17 @@ class Lora:
     targets: str = static("kernel")
     merge: bool = static(False)
     first_task: str = static("full", choices=FIRST_TASKS)
+    used: Used | None = child(optional=Used, later=True)
 
     @property
     def needs_boundaries(self) -> bool:
         return self.merge or self.first_task == "full"
 
     def build(self, num_tasks: int = 1) -> Adapter:
-        return lora(self.rank, self.alpha, self.targets, merge=self.merge, first_task=self.first_task)
+        return lora(
+            self.rank, self.alpha, self.targets, merge=self.merge, first_task=self.first_task,
+            used=None if self.used is None else self.used.rank,
+        )  # fmt: skip
 
     def check(self, params: Params) -> None:
         """Raises UserError when no matrix matches, or the rank is larger than a matched matrix allows."""

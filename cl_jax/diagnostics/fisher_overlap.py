@@ -29,10 +29,10 @@ def overlap(one: Params, other: Params) -> jax.Array:
 
 
 def fisher_on(boundary: Boundary, params: Params, batch: Batch) -> Params:
-    """The exact diagonal Fisher on a probe."""
+    """The exact diagonal Fisher on a probe; of text a sample of it."""
     return diagonal_fisher(
         boundary.key, boundary.model, params, batch._replace(weight=None), valid=weight_of(batch) > 0,
-        num_active=boundary.num_active,
+        num_active=boundary.num_active, kind="exact" if batch.counted is None else "sampled",
     )  # fmt: skip
 
 

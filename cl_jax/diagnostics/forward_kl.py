@@ -4,8 +4,8 @@
                  to the last one trained
 
 Of the last task itself it is the KL on *new* inputs, which by RL's Razor predicts how much is forgotten; of earlier
-tasks that on *old* inputs. Each model answers over the outputs that competed when it was evaluated, so that in
-class-incremental streams the model before knows nothing of the new classes.
+tasks that on *old* inputs. Of text: the mean over counted tokens. Each model answers over the outputs that competed
+when it was evaluated, so that in class-incremental streams the model before knows nothing of the new classes.
 
 Source: Shenfeld, Pari and Agrawal 2025 (RL's Razor), arXiv 2509.04259: E_x KL(base || fine-tuned) on the new task.
 """
@@ -13,12 +13,13 @@ Source: Shenfeld, Pari and Agrawal 2025 (RL's Razor), arXiv 2509.04259: E_x KL(b
 import jax
 import jax.numpy as jnp
 
-from cl_jax.diagnostics.diagnostic import Boundary, Value, of_tasks, weight_of
+from cl_jax.batch import target_weights
+from cl_jax.diagnostics.diagnostic import Boundary, Value, of_tasks
 from cl_jax.losses import log_probabilities
 
 
 def kl(before_BxC: jax.Array, after_BxC: jax.Array) -> jax.Array:
-    """sum_c p (log p - log q) from log p and log q, float32 [B]; outputs with p = 0 count 0."""
+    """sum_c p (log p - log q) from log p and log q, float32 [B] (of sequences [B, L]); outputs with p = 0 count 0."""
     p = jnp.exp(before_BxC)
     return jnp.sum(jnp.where(p > 0, p * (before_BxC - after_BxC), 0.0), axis=-1)
 
@@ -34,7 +35,7 @@ def measure(boundary: Boundary) -> list[Value]:
         now = boundary.probe(task, present=present)
         log_p = log_probabilities(apply(boundary.earlier(present, task), then.x), then.active)
         log_q = log_probabilities(apply(boundary.params(task), now.x), now.active)
-        return jnp.sum(weight_of(now) * kl(log_p, log_q))
+        return jnp.sum(target_weights(now) * kl(log_p, log_q))
 
     found = boundary.over_tasks(lambda task: (task < boundary.after) & boundary.known(present), divergence)
     return [of_tasks("forward_kl", found[:, None])]

@@ -20,8 +20,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from cl_jax.batch import Batch
-from cl_jax.diagnostics.diagnostic import WHOLE, Boundary, Value, of_tasks, weight_of
+from cl_jax.batch import Batch, target_weights
+from cl_jax.diagnostics.diagnostic import WHOLE, Boundary, Value, of_tasks
 from cl_jax.model import Model, Params
 
 STEPS = 100
@@ -37,11 +37,12 @@ def shown_steps(most: int) -> tuple[int, ...]:
 
 
 def accuracy(model: Model, params: Params, batch: Batch) -> jax.Array:
-    """sum_i weight_i [the most probable active output of example i is right]."""
-    assert batch.active is not None
-    logits = jnp.where(batch.active, model.apply(params, batch.x), -jnp.inf)
+    """sum_i weight_i [the most probable active output of example i is right]; of text by counted tokens."""
+    logits = model.apply(params, batch.x)
+    if batch.active is not None:
+        logits = jnp.where(batch.active, logits, -jnp.inf)
     right = jnp.argmax(logits, axis=-1).astype(jnp.int32) == batch.y
-    return jnp.sum(weight_of(batch) * right.astype(jnp.float32))
+    return jnp.sum(target_weights(batch) * right.astype(jnp.float32))
 
 
 def measure(boundary: Boundary) -> list[Value]:

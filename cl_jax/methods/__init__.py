@@ -15,12 +15,14 @@ from cl_jax.methods.generative_replay import GenerativeReplay
 from cl_jax.methods.gpm import Gpm
 from cl_jax.methods.icarl import Icarl
 from cl_jax.methods.interpolation import Interpolation
+from cl_jax.methods.kl_anchor import KlAnchor
 from cl_jax.methods.l2 import L2
 from cl_jax.methods.l2_init import L2Init
 from cl_jax.methods.laplace import Laplace
 from cl_jax.methods.lwf import Lwf
 from cl_jax.methods.mas import Mas
 from cl_jax.methods.mir import Mir
+from cl_jax.methods.mixture import Mixture
 from cl_jax.methods.ogd import Ogd
 from cl_jax.methods.replay import Replay
 from cl_jax.methods.rwalk import Rwalk
@@ -36,7 +38,9 @@ METHODS: dict[str, Any] = {
     "rwalk": Rwalk,
     "lwf": Lwf,
     "anchoring": Anchoring,
+    "kl_anchor": KlAnchor,
     "replay": Replay,
+    "mixture": Mixture,
     "der": Der,
     "derpp": Derpp,
     "er_ace": ErAce,
