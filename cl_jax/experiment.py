@@ -113,13 +113,15 @@ def sweep(label: str, run: Run, axes: Mapping[str, Sequence[Any]] | None = None)
 
 
 def stream_label(run: Run) -> str:
-    """`permuted-digits/domain`; of a folder of files its last name, of a TFDS set its name.
+    """`permuted-digits/domain`; of a folder of files its last name, of a TFDS set its name, of text its domains.
 
     What a stream is made of stands before it with its numbers, since other numbers are another problem and no setting
     to choose: `fuzzy0.5-noisylabels0.2-split-digits/class`.
     """
     kind, _, rest = run.data.partition(":")
     data = Path(rest).name if kind == "idx" else rest
+    if kind == "text":
+        data = rest.partition("?")[0]
     parts = [] if isinstance(run.boundary, Sharp) else [run.boundary]
     stream = run.stream
     while stream is not None:
