@@ -92,11 +92,12 @@ def _call(command: options.Run | options.Plan | options.Report | options.List) -
         keep = _boundaries(command.keep) if isinstance(command, options.Run) else None
         devices.every_core()
         cache.keep_compiled()
-        out = command.out or Path("runs") / command.experiment.resolve().name.removesuffix(".py")
+        name = command.experiment.resolve().name.removesuffix(".py")
+        out = command.out or Path("runs") / (name if command.size is None else f"{name}-{command.size}")
         job = runner.prepare(
             command.experiment, out, data=_data_name(command.data), folder=command.data_dir, seeds=command.seeds,
             steps=command.steps, width=command.width, shared=not command.unshared,
-            data_budget=command.data_budget, from_=command.from_, halve=command.halving,
+            data_budget=command.data_budget, from_=command.from_, halve=command.halving, size=command.size,
         )  # fmt: skip
         if isinstance(command, options.Run):
             runner.run(job, quiet=command.quiet, keep=keep)
@@ -120,7 +121,7 @@ def _boundaries(keep: str) -> int | None:
 
 def _data_name(data: str | None) -> str | None:
     """The source that --data names; a folder by its path alone is one of IDX files."""
-    if data is None or data.startswith(("idx:", "tfds:")):
+    if data is None or data.startswith(("idx:", "tfds:", "text:")):
         return data
     if Path(data).is_dir():
         return f"idx:{Path(data).resolve()}"

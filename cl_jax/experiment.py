@@ -14,7 +14,7 @@ from typing import Any
 from cl_jax.adapters import Full
 from cl_jax.base import BASES
 from cl_jax.config import child, config, flatten, grid, replace, static
-from cl_jax.errors import UserError, did_you_mean
+from cl_jax.errors import UserError, did_you_mean, unknown
 from cl_jax.models import MODELS as MODELS
 from cl_jax.models import Cnn as Cnn
 from cl_jax.models import Dropout as Dropout
@@ -162,11 +162,14 @@ def hyper_parameters(run: Run) -> dict[str, Any]:
     return {name: float(value) if isinstance(value, float) else value for name, value in flat.items()}
 
 
-def load_experiment(path: Path) -> Experiment:
+def load_experiment(path: Path, size: str | None = None) -> Experiment:
     """Reads `<path>/config.py` (or a .py file) and its `experiment`.
 
+    Args:
+        size: one of its `sizes`, a dict of experiments by name, in place of `experiment`.
+
     Raises:
-        UserError: no such file, an error in it, or no `Experiment` named `experiment` in it.
+        UserError: no such file, an error in it, no `Experiment` named `experiment` in it, or no such size.
     """
     file = path / "config.py" if path.is_dir() else path
     if not file.is_file() or file.suffix != ".py":
@@ -190,6 +193,13 @@ def load_experiment(path: Path) -> Experiment:
         hint = f" Rename {made[0]!r} to 'experiment'." if made else did_you_mean("experiment", vars(module))
         raise UserError(f"{file}: has no `experiment`; give it a line `experiment = Experiment(...)`.{hint}")
     experiment = module.experiment
+    if size is not None:
+        sizes = getattr(module, "sizes", None)
+        if not isinstance(sizes, Mapping):
+            raise UserError(f"--size {size}: {file} comes in one size only, it has no `sizes`; leave --size out")
+        if size not in sizes:
+            raise unknown("--size", size, sizes)
+        experiment = sizes[size]
     if not isinstance(experiment, Experiment):
         raise UserError(f"{file}: expected `experiment = Experiment(...)`, found {experiment!r:.200}")
     return experiment

@@ -8,12 +8,13 @@ from typing import Any
 import jax
 
 from cl_jax import origin, passes, plan, program, results, sources, sweep, trunk, waves
+from cl_jax.base import Pretrained
 from cl_jax.budget import image_budget
 from cl_jax.checks import check_experiment, check_runs
 from cl_jax.config import LARGEST_INT
 from cl_jax.data import Data, split_source
 from cl_jax.errors import UserError
-from cl_jax.experiment import Entry, Experiment, Member, load_experiment, members
+from cl_jax.experiment import Entry, Experiment, Member, Run, load_experiment, members
 from cl_jax.halving import Halving, check_halving
 
 
@@ -55,7 +56,7 @@ def data_of(shard: plan.Shard) -> tuple[str, float]:
 def prepare(
     path: Path, out: Path, *, data: str | None = None, folder: Path | None = None, seeds: int | None = None,
     steps: int | None = None, width: int | None = None, shared: bool = True, data_budget: str | None = None,
-    from_: str | None = None, halve: int | None = None,
+    from_: str | None = None, halve: int | None = None, size: str | None = None,
 ) -> Job:  # fmt: skip
     """Reads, checks and plans; writes nothing and compiles nothing.
 
@@ -64,6 +65,7 @@ def prepare(
         data_budget: bytes of images that a device may hold, see `cl_jax.budget.image_budget`; a larger set streams.
         from_: the boundary to continue from, see `cl_jax.origin.parse`; None: from the start.
         halve: N of successive halving, see `cl_jax.halving`; None: every member is trained to its end.
+        size: which of the experiment's sizes, see `cl_jax.experiment.load_experiment`.
 
     Raises:
         UserError: whatever is wrong with the experiment, the data or the output folder.
@@ -72,7 +74,7 @@ def prepare(
         if number is not None and not 1 <= number <= LARGEST_INT:
             bound = "the least allowed is 1" if number < 1 else f"the most allowed is {LARGEST_INT}"
             raise UserError(f"{option}: was given {number}; {bound}")
-    experiment = load_experiment(path)
+    experiment = load_experiment(path, size)
     changes: dict[str, Any] = {}
     if data is not None:
         changes["data"] = data
@@ -83,7 +85,8 @@ def prepare(
         experiment = dataclasses.replace(experiment, seeds=tuple(range(seeds)))
     if changes:
         entries = tuple(
-            Entry(label=entry.label, run=dataclasses.replace(entry.run, **changes)) for entry in experiment.entries
+            Entry(label=entry.label, run=_with_base_steps(dataclasses.replace(entry.run, **changes), steps))
+            for entry in experiment.entries
         )
         experiment = dataclasses.replace(experiment, entries=entries)
     _check_out(out, experiment)
@@ -140,6 +143,13 @@ def _with_steps(entry: Entry, data: Mapping[tuple[str, float], Data]) -> Entry:
     return dataclasses.replace(entry, run=run)
 
 
+def _with_base_steps(run: Run, steps: int | None) -> Run:
+    """The base is trained for as many as any task."""
+    if steps is None or not isinstance(run.base, Pretrained):
+        return run
+    return dataclasses.replace(run, base=dataclasses.replace(run.base, steps=steps))
+
+
 def _check_out(out: Path, experiment: Experiment) -> None:
     for place in (out, *out.absolute().parents):
         if place.exists() and not place.is_dir():
@@ -155,5 +165,5 @@ def _check_out(out: Path, experiment: Experiment) -> None:
 
 def _check_folder(folder: Path | None, experiment: Experiment) -> None:
     names = sorted({entry.run.data for entry in experiment.entries})
-    if folder is not None and not any(name.startswith(("idx", "tfds")) for name in names):
+    if folder is not None and not any(name.startswith(("idx", "tfds", "text")) for name in names):
         raise UserError(f"--data-dir {folder}: data {', '.join(names)} reads no folder; leave it out or give --data")

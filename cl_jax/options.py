@@ -29,11 +29,14 @@ class _Job:
     experiment: _place("EXPERIMENT")  # pyright: ignore[reportInvalidTypeForm]
     """Folder with a config.py, such as experiments/quickstart, or a .py file."""
     out: _option(Path, "FOLDER") = None  # pyright: ignore[reportInvalidTypeForm]
-    """Where results go; left out: runs/<name of the experiment's folder>."""
+    """Where results go; left out: runs/<name of the experiment's folder>, with --size runs/<name>-<size>."""
+    size: _option(str, "SIZE") = None  # pyright: ignore[reportInvalidTypeForm]
+    """Of an experiment that comes in several sizes, which one."""
     data: _option(str, "DATA") = None  # pyright: ignore[reportInvalidTypeForm]
     """Train on this instead of the experiment's data: digits, tfds:<name>, or a folder of IDX files as MNIST's."""
     data_dir: _option(Path, "FOLDER") = None  # pyright: ignore[reportInvalidTypeForm]
-    """For tfds:<name>: a folder of its prepared or original files, so that no network is needed."""
+    """For tfds:<name>: a folder of its prepared or original files, so that no network is needed. For text: a folder
+    in which domains such as support and prose are looked for."""
     seeds: _option(int, "N") = None  # pyright: ignore[reportInvalidTypeForm]
     """Use the seeds 0 to N-1 instead of the experiment's."""
     steps: _option(int, "N") = None  # pyright: ignore[reportInvalidTypeForm]
