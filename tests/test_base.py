@@ -29,7 +29,7 @@ PLAIN = Run(
 MIXTURE = replace(PLAIN, {"methods": {"mixture": Mixture(capacity=30)}})
 ENTRIES = (
     *entries_of("finetune", PLAIN, {"optimizer.learning_rate": [0.05, 0.01]}),
-    *entries_of("lora", replace(PLAIN, {"adapter": Lora(rank=2, first_task="lora")})),
+    *entries_of("lora", replace(PLAIN, {"adapter": Lora(rank=2, alpha=2.0, first_task="lora")})),
     *entries_of("replay", replace(PLAIN, {"methods": {"replay": Replay(capacity=30)}})),
     *entries_of("mixture", MIXTURE, {"methods.mixture.share": [0.0, 0.5]}),
     *entries_of("ewc", replace(PLAIN, {"methods": {"ewc": Ewc(strength=10.0)}})),
