@@ -44,6 +44,8 @@ def data() -> Data:
 
 def test_all_start_from_one_base_of_their_seed(data: Data, tmp_path: Path) -> None:
     job = job_of(tmp_path, ENTRIES)
+    # 2 seeds: the base once, then two tasks of 7 configurations.
+    assert job.steps_to_do == 2 * (150 + 7 * 2 * 20)
     progress = run_all(job, data)
     found = records(job.shards)
     labels = {member.id: (member.entry.label, member.seed) for shard in job.shards for member in shard.members}
@@ -52,8 +54,7 @@ def test_all_start_from_one_base_of_their_seed(data: Data, tmp_path: Path) -> No
         np.testing.assert_allclose(row, after["finetune", seed], atol=1e-6, err_msg=label)
     assert not np.allclose(after["finetune", 0], after["finetune", 1])
     assert after["finetune", 0][TEST, ACCURACY, 0] > 0.6, "the base has learned its task"
-    # 2 seeds: the base once, then two tasks of 7 configurations.
-    assert progress.steps == 2 * (150 + 7 * 2 * 20) == job.steps_to_do
+    assert progress.steps == 2 * (150 + 7 * 2 * 20)
 
 
 def test_the_base_is_the_first_task_of_a_run_of_its_own_settings(data: Data, tmp_path: Path) -> None:
