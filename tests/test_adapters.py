@@ -8,8 +8,8 @@ import optax
 import pytest
 
 from cl_jax import train
-from cl_jax.adapters import Freeze, Full, Lora
-from cl_jax.adapters.freeze import freeze
+from cl_jax.adapters import Freeze, FreezeLayers, Full, Lora
+from cl_jax.adapters.freeze import freeze, freeze_layers
 from cl_jax.adapters.lora import lora
 from cl_jax.batch import Batch, Task
 from cl_jax.errors import UserError
@@ -214,3 +214,63 @@ def test_ewc_holds_the_product_and_not_the_factors():
             np.testing.assert_allclose(by, -rate * slope, rtol=1e-3, atol=1e-5)
             assert np.abs(slope).max() > 0.01
     np.testing.assert_allclose(penalty, expected, rtol=1e-4)
+
+
+STACK = {
+    "embedding": {"embedding": jnp.ones((7, 4))},
+    "layers": {"query": {"kernel": jnp.arange(3 * 4 * 5, dtype=jnp.float32).reshape(3, 4, 5)}},
+    "head": {"kernel": jnp.ones((4, 7))},
+}
+
+
+def test_lora_adapts_each_layer_of_a_stack_by_factors_of_its_own():
+    adapter = lora(2, 6.0, "query/kernel")
+    base, trainable = adapter.init(KEY, STACK)
+    (factors,) = trainable.factors.values()
+    assert factors["a"].shape == (3, 4, 2) and factors["b"].shape == (3, 2, 5)
+    moved = trainable._replace(factors=shifted(trainable.factors))
+    found = adapter.effective(base, moved, TASK)
+    a, b = (np.asarray(moved.factors["layers/query/kernel"][name], np.float64) for name in "ab")
+    for layer in range(3):
+        expected = np.asarray(STACK["layers"]["query"]["kernel"][layer]) + 3.0 * a[layer] @ b[layer]
+        np.testing.assert_allclose(found["layers"]["query"]["kernel"][layer], expected, **ROUNDING)
+    chex.assert_trees_all_equal(found["embedding"], STACK["embedding"])
+
+
+@pytest.mark.parametrize("used", [1, 3])
+def test_a_lower_rank_in_the_program_of_a_higher_one(used):
+    """The same product and the same gradients as factors of that rank, none for the rest; the rank may be traced."""
+    whole = lora(4, 8.0)
+    base, trainable = whole.init(KEY, PARAMS)
+    moved = trainable._replace(factors=shifted(trainable.factors))
+    cut = jax.tree.map(lambda leaf: leaf, moved.factors)
+    cut = {name: {"a": part["a"][:, :used], "b": part["b"][:used]} for name, part in cut.items()}
+    found = jax.jit(lambda rank: lora(4, 8.0, used=rank).effective(base, moved, TASK))(jnp.float32(used))
+    chex.assert_trees_all_close(found, by_hand(PARAMS, cut, 8.0 / used), **ROUNDING)
+
+    def loss(factors):
+        params = lora(4, 8.0, used=used).effective(base, moved._replace(factors=factors), TASK)
+        return jnp.sum(jnp.square(MODEL.apply(params, BATCH.x)))
+
+    for part in jax.grad(loss)(moved.factors).values():
+        assert not np.asarray(part["a"][:, used:]).any() and not np.asarray(part["b"][used:]).any()
+        assert np.asarray(part["a"][:, :used]).all() and np.asarray(part["b"][:used]).any()
+
+
+@pytest.mark.parametrize("first", [0, 1, 3])
+def test_first_layers_and_the_embedding_before_them_are_frozen(first):
+    ones = jax.tree.map(jnp.ones_like, STACK)
+    adapter = jax.jit(lambda number, task: freeze_layers(number).mask((), task, ones))
+    chex.assert_trees_all_equal(adapter(jnp.float32(first), jnp.int32(0)), ones)
+    found = adapter(jnp.float32(first), jnp.int32(1))
+    layers = np.asarray(found["layers"]["query"]["kernel"]).reshape(3, -1)
+    np.testing.assert_array_equal(layers.all(axis=1), np.arange(3) >= first)
+    np.testing.assert_array_equal(layers.any(axis=1), np.arange(3) >= first)
+    assert bool(np.asarray(found["embedding"]["embedding"]).any()) == (first == 0)
+    assert np.asarray(found["head"]["kernel"]).all()
+
+
+def test_layers_are_frozen_where_there_are_some():
+    FreezeLayers().check(STACK)
+    with pytest.raises(UserError, match="has no stack of layers"):
+        FreezeLayers().check(PARAMS)
