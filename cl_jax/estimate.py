@@ -27,7 +27,11 @@ class Estimate:
     @property
     def at_width(self) -> Measured | None:
         """What was measured at the shard's width, or at the nearest."""
-        return min(self.measured, key=lambda each: abs(each.width - self.shard.width), default=None)
+
+        def distance(each: Measured) -> tuple[int, bool]:
+            return abs(each.width - self.shard.width), each.alone != self.shard.alone
+
+        return min(self.measured, key=distance, default=None)
 
     @property
     def seconds(self) -> float | None:

@@ -42,24 +42,25 @@ class Measured:
     milliseconds: float  # a member-step: wall time of a call / (members x steps)
     bytes: int  # a device, while the wave trains: arguments, outputs and temporaries
     compile_seconds: float
+    alone: bool = False  # on one device, with every core
 
     @property
     def fits(self) -> bool:
         return self.bytes <= MEMORY_SHARE * memory_bytes()
 
 
-def measure(shard: Shard, data: Data, programs: Programs, width: int) -> Measured:
+def measure(shard: Shard, data: Data, programs: Programs, width: int, *, alone: bool = False) -> Measured:
     """Compiles the training program of a full wave and times it; the members are repeated to fill it."""
-    size = programs.packing(len(shard.members), width).wave
+    size = programs.packing(len(shard.members), width, alone=alone).wave
     members = tuple(shard.members[i % len(shard.members)] for i in range(size))
-    crew = crew_of(dataclasses.replace(shard, members=members, width=width), data, programs)
+    crew = crew_of(dataclasses.replace(shard, members=members, width=width, alone=alone), data, programs)
     (wave,) = muster(crew, np.arange(len(members)))
     steps, state = chunk_steps(members[0].entry.run.steps), first_states(crew, wave)
     began = time.perf_counter()
     memory = programs.compiled_steps(wave, state, crew.data, steps).memory_analysis()
     compile_seconds = time.perf_counter() - began
     taken = memory.argument_size_in_bytes + memory.output_size_in_bytes + memory.temp_size_in_bytes
-    found = Measured(width, float("inf"), taken - memory.alias_size_in_bytes, compile_seconds)
+    found = Measured(width, float("inf"), taken - memory.alias_size_in_bytes, compile_seconds, alone)
     if not found.fits:
         return found
     seconds: list[float] = []
@@ -106,7 +107,7 @@ def best_width(found: Sequence[Measured], num_members: int, num_devices: int) ->
     Raises:
         UserError: not even the narrowest fits.
     """
-    fitting = {each.width: each for each in found if each.fits and np.isfinite(each.milliseconds)}
+    fitting = {each.width: each for each in found if each.fits and np.isfinite(each.milliseconds) and not each.alone}
     if not fitting:
         least = min(found, key=lambda each: each.width)
         raise UserError(
@@ -157,19 +158,31 @@ def settled(shard: Shard, data: Data, programs: Programs, *, share: float = SHAR
             size = programs.packing(len(shard.members), width).wave
             return known.milliseconds / 1e3 * size * chunk_steps(run.steps)
 
-        return explore(
+        found = explore(
             lambda width: measure(shard, data, programs, width),
             call,
             shard.width,
             widths,
             lambda known: share * member_steps * known.milliseconds / 1e3,
         )
+        best = min(found, key=lambda each: each.milliseconds)
+        if programs.devices[0].platform == "cpu" and len(programs.devices) > 1 and best.width == 1 and best.fits:
+            found.append(measure(shard, data, programs, 1, alone=True))
+        return found
 
     found = kept(program_of(shard, data, programs), widths, measured)
-    if shard.fixed:
-        return shard, found
-    width = best_width(found, len(shard.members), len(programs.devices))
-    return dataclasses.replace(shard, width=width, fixed=True), found
+    width = shard.width if shard.fixed else best_width(found, len(shard.members), len(programs.devices))
+    return dataclasses.replace(shard, width=width, fixed=True, alone=width == 1 and better_alone(found)), found
+
+
+def better_alone(found: Sequence[Measured]) -> bool:
+    """Whether one member at a time that has all cores trains sooner than one on each core.
+
+    It does where the weights of a member fill a core's cache and a batch is small, so that a step waits for memory: two
+    members at once wait for twice as much.
+    """
+    one = {each.alone: each.milliseconds for each in found if each.width == 1 and each.fits}
+    return one.get(True, float("inf")) < one.get(False, float("inf"))
 
 
 def guessed_seconds(shard: Shard, data: Data) -> float:

@@ -26,6 +26,7 @@ class Shard:
     members: tuple[Member, ...]
     width: int  # members side by side; their results depend on it in the last bits
     fixed: bool = True  # the width is recorded or asked for; else it is a rule's, which a measurement may improve
+    alone: bool = False  # on one device after another, which has every core meanwhile; changes no result
 
     @property
     def done(self) -> bool:

@@ -19,6 +19,7 @@ from cl_jax.methods import Ewc, Replay
 from cl_jax.optimizers import Sgd
 from cl_jax.packing import Measured, best_width, explore
 from cl_jax.tasks import Permuted
+from cl_jax.waves import crew_of
 
 RUN = Run(
     stream=Permuted(num_tasks=2), model=Mlp(hidden=(8,)), optimizer=Sgd(learning_rate=0.2), steps=20, batch_size=8
@@ -127,6 +128,31 @@ def test_the_program_is_measured_and_its_memory_is_linear_in_the_members(
     assert forced.width == 3 and again == found  # kept; and a width that is asked for stays
     short, nothing = packing.settled(shard_of(RUN, 16, 4), data, programs)
     assert short.width == 4 and nothing == []  # a second of training is not worth measuring
+
+
+@pytest.mark.parametrize(("alone", "expected"), [(0.5, True), (2.0, False)])
+def test_one_at_a_time_with_every_core_is_taken_where_it_is_faster(
+    alone: float, expected: bool, data: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CL_JAX_CACHE", str(tmp_path))
+    asked: list[tuple[int, bool]] = []
+
+    def told(shard: plan.Shard, data: Data, programs: Programs, width: int, *, alone: bool = False) -> Measured:
+        asked.append((width, alone))
+        return Measured(width, times[alone] * width, 100, 0.0, alone)  # the narrower the better
+
+    times = {False: 1.0, True: alone}
+    monkeypatch.setattr(packing, "measure", told)
+    programs = Programs(devices=jax.devices()[:2])
+    shard, _ = packing.settled(shard_of(RUN, 16, 4), data, programs, share=np.inf)
+    assert (shard.width, shard.alone) == (1, expected) and asked[-1] == (1, True)
+    crew = crew_of(shard, data, programs)
+    assert crew.packing.mesh.size == (1 if expected else 2)
+    # A run that goes on at the recorded width may do as it likes: the devices change no result.
+    again, _ = packing.settled(shard_of(RUN, 16, 1, fixed=True), data, programs, share=np.inf)
+    assert again.alone == expected
+    wider, _ = packing.settled(shard_of(RUN, 16, 2, fixed=True), data, programs, share=np.inf)
+    assert not wider.alone
 
 
 def test_methods_that_train_alike_are_one_program(data: Data) -> None:

@@ -51,7 +51,8 @@ def chosen(run: Run, data: Data, counts: Sequence[int]) -> dict[int, Packing]:
         width = plan.choose_width(count, widest, jax.local_device_count())
         shard = plan.Shard(folder=Path(), members=tuple(members_of(run, count)), width=width, fixed=False)
         shard, _ = packing.settled(shard, data, programs(), share=math.inf)
-        found[count] = Packing(min(jax.local_device_count(), -(-count // shard.width)), shard.width)
+        devices = 1 if shard.alone else min(jax.local_device_count(), -(-count // shard.width))
+        found[count] = Packing(devices, shard.width)
     return found
 
 
