@@ -11,7 +11,7 @@ import difflib
 import io
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -40,17 +40,22 @@ def load(name: str, folder: Path | None = None) -> Source:
         UserError: an unknown set, configuration or version; a set that is not images of one shape with one label; a
             broken file; data that is neither there nor to be had.
     """
+    with quiet():
+        return _read(prepared(name, folder, _image_shape))
+
+
+def prepared(name: str, folder: Path | None, check: Callable[[Any], object]) -> Any:
+    """The builder of a set whose data is prepared, and if need be was prepared for this; `check` may refuse it before.
+
+    Raises:
+        UserError: see `load`.
+    """
     match = _NAME.fullmatch(name)
     if match is None:
         raise UserError(f"'tfds:{name}' is not of the form 'tfds:<name>[/config][:version]', as 'tfds:mnist:3.0.1'.")
     if folder is not None and not folder.is_dir():
         raise UserError(f"{folder} is {'not a folder' if folder.exists() else 'not there'}; give a folder of data.")
-    with _quiet():
-        _check_name(match["name"], match["config"])
-        return _read(_prepared(name, folder))
-
-
-def _prepared(name: str, folder: Path | None) -> Any:
+    _check_name(match["name"], match["config"])
     named = os.environ.get("TFDS_DATA_DIR", "")
     named = Path(named).expanduser() if named and "://" not in named else None
     cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "cl_jax" / "tfds"
@@ -58,7 +63,7 @@ def _prepared(name: str, folder: Path | None) -> Any:
     # Made where nothing is prepared, because a builder fails at data in a format other than it was asked for.
     nowhere = cache / "none"
     builder = _builder(name, nowhere)
-    _image_shape(builder)
+    check(builder)
     relative = Path(builder.data_dir).relative_to(nowhere)
     for place in places:
         if file_format(place / relative) == "array_record":
@@ -148,7 +153,7 @@ def _split(builder: Any, split: str, shape: tuple[int, int, int]) -> tuple[np.nd
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Without what TFDS prints, logs and draws that is not an error."""
     with contextlib.redirect_stdout(io.StringIO()):
         from absl import logging
