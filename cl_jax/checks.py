@@ -194,6 +194,12 @@ def _check_methods(run: Run, view: View, data: Data) -> None:
     # Where every task sees every row in its own way, each row is another example in each task.
     examples = data.sizes[0] * (view.stream.num_tasks if view.stream.task_of is None else 1)
     for name, method in run.methods.items():
+        if data.text is not None and getattr(method, "needs_labels", False):
+            able = [known for known, cls in METHODS.items() if not getattr(cls, "needs_labels", False)]
+            raise UserError(
+                f"methods.{name}: {type(method).__name__} is of examples with one label each, and the data are text: "
+                f"use one of {', '.join(able)}"
+            )
         capacity: Any = getattr(method, "capacity", None)
         if isinstance(capacity, int) and capacity > examples:
             raise UserError(

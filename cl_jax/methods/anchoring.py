@@ -105,6 +105,7 @@ def anchoring(
 class Anchoring:
     """See `anchoring`. The anchored batch is `ratio` times as large as the incoming one."""
 
+    needs_labels: ClassVar[bool] = True
     waits_for_boundary: ClassVar[bool] = True  # nothing is stored before it
     mixes_tasks: ClassVar[bool] = True
 

@@ -107,6 +107,7 @@ def der(
 class Der:
     """See `der`. The replayed batch is `ratio` times as large as the incoming one."""
 
+    needs_labels: ClassVar[bool] = True
     mixes_tasks: ClassVar[bool] = True
 
     alpha: float = traced(0.5)
@@ -124,6 +125,7 @@ class Derpp:
     See `der`. Each of the two replayed batches is `ratio` times as large as the incoming one.
     """
 
+    needs_labels: ClassVar[bool] = True
     mixes_tasks: ClassVar[bool] = True
 
     alpha: float = traced(0.5)

@@ -86,6 +86,7 @@ def er_ace(
 class ErAce:
     """See `er_ace`. The replayed batch is `ratio` times as large as the incoming one."""
 
+    needs_labels: ClassVar[bool] = True
     mixes_tasks: ClassVar[bool] = True
 
     capacity: int = static(200, low=1)

@@ -221,6 +221,7 @@ def gdumb(
 class Gdumb:
     """See `gdumb`. `steps`: of the training at a boundary; None: as many as a task has."""
 
+    needs_labels: ClassVar[bool] = True
     mixes_tasks: ClassVar[bool] = True
 
     capacity: int = static(200, low=1)

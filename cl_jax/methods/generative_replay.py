@@ -199,6 +199,7 @@ def _heads(key: jax.Array, learned: jax.Array, head_size: int | None, num: int) 
 class GenerativeReplay:
     """See `generative_replay`. As many examples are generated as come in, `ratio` times."""
 
+    needs_labels: ClassVar[bool] = True
     mixes_tasks: ClassVar[bool] = True
 
     hidden: tuple[int, ...] = static((400, 400), low=1)

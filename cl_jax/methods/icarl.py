@@ -199,6 +199,7 @@ def _kept(state: IcarlState, items: Any, rank: jax.Array, quota: jax.Array) -> t
 class Icarl:
     """See `icarl`. Exemplars have their share of the union of both sets, or (`weighting` "batch") of the batch."""
 
+    needs_labels: ClassVar[bool] = True
     mixes_tasks: ClassVar[bool] = True
 
     capacity: int = static(200, low=1)

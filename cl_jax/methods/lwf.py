@@ -120,6 +120,7 @@ def _heads(num_outputs: int, head_size: int | None) -> tuple[int, int]:
 class Lwf:
     """See `lwf`."""
 
+    needs_labels: ClassVar[bool] = True
     waits_for_boundary: ClassVar[bool] = True  # no teacher before it
 
     strength: float = traced(1.0)

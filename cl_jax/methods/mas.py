@@ -112,6 +112,7 @@ def mas(
 class Mas:
     """See `mas`."""
 
+    needs_labels: ClassVar[bool] = True
     waits_for_boundary: ClassVar[bool] = True  # no importance before it
 
     strength: float = traced(1.0)

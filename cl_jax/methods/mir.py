@@ -13,7 +13,7 @@ from cl_jax import buffer as buffers
 from cl_jax.batch import Batch, equal_shares, join, row_weights
 from cl_jax.config import config, static, traced
 from cl_jax.errors import UserError
-from cl_jax.losses import cross_entropy, task_loss
+from cl_jax.losses import example_losses, task_loss
 from cl_jax.method import Method
 from cl_jax.methods.context import Context
 from cl_jax.methods.replay import INSERTIONS, ReplayState, as_batch, replay, whole_examples
@@ -80,7 +80,7 @@ def mir(
         ahead = jax.tree.map(lambda p, g: p - learning_rate * g, params, gradient)
 
         def losses(values: Params) -> jax.Array:
-            return cross_entropy(model.apply(values, stored.x), stored.y, stored.active)
+            return example_losses(model.apply(values, stored.x), stored)
 
         rise = jnp.where(valid, losses(ahead) - losses(params), -jnp.inf)
         _, chosen = jax.lax.top_k(rise, num)

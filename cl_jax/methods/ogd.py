@@ -135,6 +135,7 @@ def _combination(basis: jax.Array, amounts: jax.Array) -> jax.Array:
 class Ogd:
     """See `ogd`."""
 
+    needs_labels: ClassVar[bool] = True
     waits_for_boundary: ClassVar[bool] = True  # every direction is open before it
 
     num_examples: int = static(200, low=1)
