@@ -23,7 +23,7 @@ from cl_jax import provenance
 from cl_jax.devices import cores, every_core
 from cl_jax.errors import UserError, unknown
 from cl_jax.results import write_atomically, write_json
-from experiments.benchmark import boundary, fishers, overhead, peak, scaling, steps, with_torch
+from experiments.benchmark import boundary, fishers, language, overhead, peak, scaling, steps, with_torch
 from experiments.benchmark.bench import Bench, Step, settings
 from experiments.benchmark.notebook import readme
 from experiments.benchmark.rows import Row, write_table
@@ -36,6 +36,7 @@ SECTIONS: dict[str, Callable[[Bench], list[Step]]] = {
     "fisher": fishers.plan,
     "boundary": boundary.plan,
     "scaling": scaling.plan,
+    "language": language.plan,
 }
 
 
@@ -46,7 +47,7 @@ class Options:
     quick: bool = False
     """Little more than the table of targets needs: five minutes instead of half an hour, on two quiet cores."""
     only: Annotated[str, tyro.conf.arg(metavar="PART,...", help_behavior_hint="")] = ""
-    """Some parts: mlp, cnn, resnet18, overhead, fisher, boundary, scaling; left out: all."""
+    """Some parts: mlp, cnn, resnet18, overhead, fisher, boundary, scaling, language; left out: all."""
     out: Annotated[Path, tyro.conf.arg(metavar="FOLDER")] = Path("runs/benchmark")
     """Where the table, the page and the figures go."""
     torch_python: Annotated[str | None, tyro.conf.arg(metavar="PYTHON", help_behavior_hint="")] = None

@@ -26,13 +26,17 @@ from cl_jax.model import Model
 def training_step(model: Model, image_shape: tuple[int, ...], batch_size: int) -> int:
     """Operations of one gradient of the mean loss over a batch; nothing is computed."""
     x = jax.ShapeDtypeStruct((batch_size, *image_shape), jnp.float32)
-    y = jax.ShapeDtypeStruct((batch_size,), jnp.int32)
-    params = jax.eval_shape(lambda x: model.init(jax.random.key(0), x), x)
+    return gradient(model, Batch(x, jax.ShapeDtypeStruct((batch_size,), jnp.int32)))
 
-    def gradient(params: Any, x: jax.Array, y: jax.Array) -> Any:
-        return jax.grad(lambda p: task_loss(model, p, Batch(x, y)))(params)
 
-    return count(jax.make_jaxpr(gradient)(params, x, y).jaxpr)
+def gradient(model: Model, batch: Any) -> int:
+    """The same of a batch of any kind, given by its shapes and dtypes."""
+    params = jax.eval_shape(lambda x: model.init(jax.random.key(0), x), batch.x)
+
+    def gradient(params: Any, batch: Batch) -> Any:
+        return jax.grad(lambda p: task_loss(model, p, batch))(params)
+
+    return count(jax.make_jaxpr(gradient)(params, batch).jaxpr)
 
 
 def count(jaxpr: core.Jaxpr) -> int:

@@ -52,6 +52,7 @@ def readme(rows: Sequence[Row], environment: Mapping[str, Any], figures: Sequenc
         ("Task boundary", _boundary(rows)),
         ("Compiling: seconds", _compiling(rows)),
         ("Scaling and memory", _scaling(rows)),
+        ("Language models", _language(rows)),
     ):
         if text.strip():
             parts.append(f"### {title}\n\n{text}")
@@ -139,6 +140,18 @@ def _boundary(rows: Sequence[Row]) -> str:
 
 def _compiling(rows: Sequence[Row]) -> str:
     return pivot(select(rows, section="compile"), {"model": lambda r: r.model}, lambda r: r.method)
+
+
+def _language(rows: Sequence[Row]) -> str:
+    found = select(rows, section="language")
+    ours = [one for one in found if one.who == "cl_jax"]
+    speeds = [one for one in found if one.metric == "tokens per second"]
+    index = {"decoder": lambda r: r.model}
+    return (
+        pivot(speeds, index, lambda r: r.who, with_spread)
+        + "\n"
+        + pivot([one for one in ours if one.metric != "tokens per second"], index, lambda r: r.metric, with_spread)
+    )
 
 
 def _scaling(rows: Sequence[Row]) -> str:

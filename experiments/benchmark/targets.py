@@ -46,6 +46,12 @@ TARGETS = (
            {"section": "fisher", "metric": "vmap(jacrev) of lax.conv / cl_jax", "model": "cnn"}),
     Target("the same of our patches x matrix", True, 10.0, "x",
            {"section": "fisher", "metric": "vmap(jacrev) / cl_jax", "model": "cnn"}),
+    Target("decoder of 0.4 M, batch 16 x 128, Adam: tokens a second", True, 30000, "",
+           {"section": "language", "metric": "tokens per second", "model": "decoder-0.4M", "who": "cl_jax"}),
+    Target("decoder: engine / bare scan of a decoder written by hand", False, 1.3, "x",
+           {"section": "language", "metric": "engine / decoder by hand"}),
+    Target("Fisher of 16 sequences / training step", False, 2.0, "x",
+           {"section": "language", "metric": "Fisher of 16 sequences / step"}),
 )  # fmt: skip
 
 
