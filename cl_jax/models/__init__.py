@@ -10,9 +10,5 @@ from cl_jax.models.resnet import Resnet18
 from cl_jax.models.standardized import Standardized
 
 MODELS: dict[str, Any] = {
-    "mlp": Mlp,
-    "cnn": Cnn,
-    "resnet18": Resnet18,
-    "standardized": Standardized,
-    "decoder": Decoder,
-}
+    "mlp": Mlp, "cnn": Cnn, "resnet18": Resnet18, "standardized": Standardized, "decoder": Decoder,
+}  # fmt: skip
