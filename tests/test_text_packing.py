@@ -68,6 +68,7 @@ def test_every_counted_token_is_a_target_once(to_ids: Tokenizer, context: int, l
     rows = pack(encoded, context, to_ids.num_tokens)
     assert rows.shape[1:] == (context + 1, 3) and rows.dtype == (np.uint8 if to_ids.num_tokens == 256 else np.uint16)
     assert list(targets(rows)) == list(expected(encoded))
+    assert not any(document.counted[0] or document.sizes[0] for document in encoded)
     # What is lost: without a start token nothing predicts a document's first.
     lost = [next(counted for text, counted in document.pieces if text) for document in documents]
     counted = sum(document.counted_size for document in documents)
@@ -248,6 +249,13 @@ def test_a_byte_level_token_stands_for_whole_characters(make: Make) -> None:
         whole = [sum(len(c.encode()) for c in text.encode()[:end].decode(errors="ignore")) for end in spelled]
         assert np.cumsum(sizes).tolist() == whole
     assert to_ids.encode("")[0].shape == (0,)
+
+
+def test_bytes_of_tokens_whose_starts_go_back() -> None:
+    """A token stands for what lies between its start and the least of those after it."""
+    text = "aé😀b"  # of 1, 2, 4 and 1 bytes
+    for starts, sizes in [([0, 1, 2, 3], [1, 2, 4, 1]), ([0, 2, 1, 3], [1, 0, 6, 1]), ([1, 4, 4], [8, 0, 0])]:
+        assert tokenizer._sizes(text, starts).tolist() == sizes
 
 
 @pytest.mark.parametrize("kind", ["byte-level", "byte-level, prefix", "pieces"])

@@ -145,7 +145,7 @@ def _domain(
     if left_out:
         left_out[_TOLD:] = [f"{len(left_out) - _TOLD} more"] if len(left_out) > _TOLD else []
         _LOG.warning("text domain %r leaves out: %s", name, "; ".join(left_out))
-    by_digest = {hashlib.sha256(document.text.encode()).digest(): document for document in reversed(found)}
+    by_digest = {hashlib.sha256(document.text.encode()).digest(): document for document in found}
     splits = _sample(by_digest, spec.bytes)
     taken, digest = [one for documents in splits for one in documents], hashlib.sha256()
     for document in taken:
