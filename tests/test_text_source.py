@@ -378,3 +378,17 @@ def test_real_sets_are_read_whole(data_folder: Path, name: str) -> None:
     assert counted == pytest.approx(shares[name], abs=0.02)
     if name == "shakespeare":
         assert "".join(each.text for each in documents) == (data_folder / "text" / "tinyshakespeare.txt").read_text()
+
+
+def test_what_is_evaluated_can_be_bounded_and_stays_a_sample_of_the_whole_split() -> None:
+    whole, some = load("text:made_prose?bytes=200000"), load("text:made_prose?bytes=200000&heldout=4000")
+    np.testing.assert_array_equal(whole.train_images, some.train_images)
+    for name in ("validation_images", "test_images"):
+        every, few = getattr(whole, name), getattr(some, name)
+        place = [int(np.flatnonzero((every == row).all(axis=(1, 2)))[0]) for row in few]
+        assert abs(int(few[..., 2].sum()) - 4000) < 1500 and place == sorted(place)
+        assert place[0] == 0 and place[-1] == len(every) - 1 and max(np.diff(place)) <= 2 * min(np.diff(place))
+    assert some.text is not None and some.text.manifest[0].rows[1:] == (
+        len(some.validation_images),
+        len(some.test_images),
+    )

@@ -22,8 +22,10 @@ from cl_jax.text.format import Domain, TextFormat
 
 SPLITS = ("train", "validation", "test")
 HELD_OUT = 0.1  # share of the documents, of test and of validation
-RANGES = {"context": (1, 1 << 17), "bytes": (1, 1 << 30)}
-DEFAULTS = {"context": "128", "bytes": "1000000", "tokenizer": "bytes", "start": None, "end": None}
+RANGES = {"context": (1, 1 << 17), "bytes": (1, 1 << 30), "heldout": (1, 1 << 30)}
+DEFAULTS = {
+    "context": "128", "bytes": "1000000", "heldout": str(1 << 30), "tokenizer": "bytes", "start": None, "end": None,
+}  # fmt: skip
 _TOLD = 10  # files and documents left out that a manifest names
 
 _LOG = logging.getLogger(__name__)
@@ -36,6 +38,7 @@ class Spec:
     domains: tuple[tuple[str, str | None], ...]  # name, path of the user's own text
     context: int
     bytes: int
+    heldout: int
     tokenizer: str
     start: str | None
     end: str | None
@@ -54,6 +57,8 @@ def load(name: str, folder: Path | None = None) -> Source:
         name: as above. Options:
             context: tokens that a model sees at once, 128 unless given;
             bytes: of each domain at most so many bytes of UTF-8, counted or not, 1000000 unless given;
+            heldout: of each domain about so many bytes of test, and so many of validation, in rows spread evenly over
+            all of the split, no bound unless given: what is there is evaluated after every task;
             tokenizer: `bytes`, or the path of a tokenizer.json or its folder;
             start, end: names of tokens to put before and after documents, `none` for none, where a tokenizer.json
             does not tell (see `cl_jax.text.tokenizer`).
@@ -154,6 +159,7 @@ def _domain(
         packing.pack((packing.encode(one, to_ids) for one in documents), spec.context, to_ids.num_tokens)
         for documents in splits
     ]
+    rows[1:] = [_spread(each, spec.heldout) for each in rows[1:]]
     if empty := [split for split, each in zip(SPLITS, rows, strict=True) if not len(each)]:
         raise UserError(
             f"text domain {name!r} has no rows for {' and '.join(empty)} within bytes={spec.bytes}: of its "
@@ -187,6 +193,14 @@ def _sample(by_digest: dict[bytes, Document], most: int) -> list[list[Document]]
         splits[at] = splits[at][: max(count, 1) if at else max(count, 0)]
         left -= int(sizes[at][len(splits[at])])
     return splits
+
+
+def _spread(rows: np.ndarray, most: int) -> np.ndarray:
+    """Rows [m, L + 1, 3] of about `most` bytes, at even distances; all where there are no more."""
+    share = most / max(int(rows[..., 2].sum(dtype=np.int64)), 1)
+    if share >= 1:
+        return rows
+    return rows[np.unique(np.linspace(0, len(rows) - 1, max(1, round(share * len(rows)))).round().astype(int))]
 
 
 def split_of(digest: bytes) -> int:
