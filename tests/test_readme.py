@@ -71,7 +71,7 @@ def test_own_training_loop(tasks: Any) -> None:
 
 
 def test_experiment_with_own_method_and_stream(tmp_path: Path) -> None:
-    code = block("experiment = Experiment(") + block("class StayNearStart") + block("class Inverted")
+    code = block("ewc + replay") + block("class StayNearStart") + block("class Inverted")
     code += """
 own = replace(base, {"methods": {"start": StayNearStart()}, "stream": Inverted()})
 entries = (*experiment.entries, *sweep("start", own, {"methods.start.strength": [0.1, 1.0]}))
@@ -84,6 +84,19 @@ experiment = Experiment(name="mine", description="", entries=entries, seeds=(0,)
     table = results.read_table(tmp_path / "out")
     assert set(table["stream"].to_pylist()) == {"permuted-digits/domain", "inverted-digits/domain"}
     assert set(table["config.methods.start.strength"].to_pylist()) >= {0.1, 1.0}
+    assert (tmp_path / "out" / "report" / "report.html").is_file()
+
+
+def test_what_support_costs_a_coder(tmp_path: Path) -> None:
+    (tmp_path / "config.py").write_text(block("Pretrained"))
+    from cl_jax import cli, results
+
+    cli.main(["run", str(tmp_path), "--out", str(tmp_path / "out"), "--steps", "20", "--quiet"])
+    table = results.read_table(tmp_path / "out").to_pylist()
+    assert {row["stream"] for row in table} == {"domains-code,made_support/domain"}
+    assert len({row["member"] for row in table}) == 4
+    bits = {row["after_task"]: row["value"] / np.log(2) for row in table if (row["metric"], row["task"]) == ("loss", 1)}
+    assert 7.5 < bits[0] < 8.5 > bits[1] + 0.3  # a random model knows nothing of bytes; the base knows some code
     assert (tmp_path / "out" / "report" / "report.html").is_file()
 
 
