@@ -40,9 +40,10 @@ class Matched(NamedTuple):
 def envelope(learning: ArrayLike, forgetting: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
     """The curve that is interpolated along, from little learning to much: x [m] and y [m] of points [n].
 
-    y(x) is the least forgetting of any point that learns at least x, so that y never falls. A curve that turns back
-    (a learning rate so large that it learns less and forgets more) is worth at each x what its best part is, and a
-    configuration that is beaten in both pulls nothing up. Points with NaN are left out.
+    Those points that no other beats in both, so that y never falls: where a curve turns back (a learning rate so large
+    that less is learned and more forgotten), the part that is worse in both counts for nothing. It still begins at the
+    least learning of all points: as far as the first point of the front, y is that point's, which learns more and
+    forgets no more. Points with NaN are left out.
     """
     x, y = (np.asarray(values, np.float64)[None] for values in (learning, forgetting))
     x, y = _envelope(x, y)
@@ -172,7 +173,11 @@ def _envelope(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     x, y = np.where(known, x, np.inf), np.where(known, y, np.inf)
     order = np.lexsort((-y, x), axis=-1)  # of equal learning, the least forgetting last
     x, y = np.take_along_axis(x, order, axis=-1), np.take_along_axis(y, order, axis=-1)
-    return x, np.minimum.accumulate(y[:, ::-1], axis=-1)[:, ::-1]
+    least = np.minimum.accumulate(y[:, ::-1], axis=-1)[:, ::-1]  # of all that learn as much or more
+    kept = (y <= least) | (np.arange(x.shape[-1]) == 0)
+    x, y = np.where(kept, x, np.inf), np.where(kept, least, np.inf)
+    order = np.argsort(x, axis=-1, kind="stable")
+    return np.take_along_axis(x, order, axis=-1), np.take_along_axis(y, order, axis=-1)
 
 
 def _at(curve: Curve, draws: np.ndarray, levels: np.ndarray) -> np.ndarray:

@@ -26,18 +26,20 @@ def test_nothing_is_said_beyond_the_ends() -> None:
     np.testing.assert_allclose(forgetting_at(curve([0.3], [0.5]), [0.3, 0.4]).value, [0.5, np.nan])
 
 
-def test_a_curve_that_turns_back_is_worth_its_best_part() -> None:
+def test_the_part_of_a_curve_that_turns_back_counts_for_nothing() -> None:
     # Learning rates 1 to 4: the third learns most, the fourth less and forgets most.
     x, y = envelope([0.1, 0.3, 0.5, 0.4], [0.0, 0.1, 0.4, 2.0])
-    np.testing.assert_allclose(x, [0.1, 0.3, 0.4, 0.5])
-    np.testing.assert_allclose(y, [0.0, 0.1, 0.4, 0.4])  # at 0.4 what learns even more has
-    found = forgetting_at(curve([0.1, 0.3, 0.5, 0.4], [0.0, 0.1, 0.4, 2.0]), [0.35, 0.4, 0.45])
-    np.testing.assert_allclose(found.value, [0.25, 0.4, 0.4])
+    np.testing.assert_allclose(x, [0.1, 0.3, 0.5])
+    np.testing.assert_allclose(y, [0.0, 0.1, 0.4])
+    found = forgetting_at(curve([0.1, 0.3, 0.5, 0.4], [0.0, 0.1, 0.4, 2.0]), [0.2, 0.4, 0.5])
+    np.testing.assert_allclose(found.value, [0.05, 0.25, 0.4])
 
 
 def test_a_beaten_start_takes_nothing_from_the_range() -> None:
-    found = forgetting_at(curve([0.1, 0.3, 0.6], [0.2, -0.1, 0.5]), [0.1, 0.2])
-    np.testing.assert_allclose(found.value, [-0.1, -0.1])
+    points = [0.1, 0.2, 0.3, 0.6], [0.2, 0.7, -0.1, 0.5]
+    np.testing.assert_allclose(envelope(*points), [[0.1, 0.3, 0.6], [-0.1, -0.1, 0.5]])
+    found = forgetting_at(curve(*points), [0.05, 0.1, 0.2, 0.45])
+    np.testing.assert_allclose(found.value, [np.nan, -0.1, -0.1, 0.2])
 
 
 def test_equal_learning_counts_by_its_least_forgetting() -> None:

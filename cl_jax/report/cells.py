@@ -26,14 +26,15 @@ class Column(NamedTuple):
     meaning: str = ""  # of its numbers; {tasks}: those that they are of
 
 
-def columns(rows: Sequence[SummaryRow], brief: bool = False) -> list[Column]:
+def columns(rows: Sequence[SummaryRow], brief: bool = False, several: bool = False) -> list[Column]:
     """The columns of the rounded tables, without those in which no row has anything to say.
 
     Args:
         rows: of `summary`, of one measure.
         brief: leave out what is rarely read, and the number of seeds where it is the same everywhere.
+        several: name the streams even if there is one.
     """
-    several, measure = len({row.stream for row in rows}) > 1, rows[0].measure
+    several, measure = several or len({row.stream for row in rows}) > 1, rows[0].measure
     uneven = len({(row.num_complete, row.num_seeds) for row in rows}) > 1
     every = [
         Column("stream", lambda row: printable(row.stream) if several else "-", words=True, brief=False),

@@ -77,7 +77,7 @@ def _strength(stream: Stream) -> Figure:
         kept = panels.thinned(panel.position)
         ticks = {"tickvals": panel.position[kept].tolist(), "ticktext": [panel.ticks[index] for index in kept]}
         layout["xaxis"] |= ticks | {"tickangle": 0}
-        layout["yaxis"] |= {"range": list(panels.ends([panel], measure))}
+        layout["yaxis"] |= {"range": list(panels.ends([panel], stream))}
         layout["shapes"] = [
             {**traces.rule("y", panels.reference(stream, name)), "line": {"color": GREY, "width": 1.3, "dash": dash}}
             for name, dash in bounds.items()

@@ -19,7 +19,7 @@ from cl_jax.report.streams import Stream
 from cl_jax.report.styles import GREY, RED
 
 _BAR: dict[str, Any] = {"color": "#b9bec6", "linestyle": "-", "linewidth": 4, "alpha": 0.5}
-_LETTERS = 15  # of a name below an axis, to the inch
+_LETTERS = 17  # of a name below an axis, to the inch
 _FRONT: dict[str, Any] = {"color": "#6a7078", "linestyle": "-", "linewidth": 5, "alpha": 0.25}
 
 
@@ -156,7 +156,7 @@ def strength_curves(stream: Stream) -> Figure | None:
             axis.plot(position, 0, marker="x", color=RED, markeredgewidth=2, zorder=5)
         kept = panels.thinned(panel.position, 5)
         axis.set_xticks(panel.position[kept], [panel.ticks[i] for i in kept])
-        axis.set_ylim(panels.ends(found, measure))
+        axis.set_ylim(panels.ends(found, stream))
         axis.set_title(title(panel.method, width))
         axis.set_xlabel(title(panel.axis_name, width))
     return figure

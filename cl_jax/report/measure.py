@@ -67,6 +67,7 @@ class Words(NamedTuple):
     mean: str  # over tasks: "accuracy"
     learns: str  # "learns each task to {}"
     learning: str  # "learning new tasks to {}"
+    against: str  # behind that, of another method: " against {}", {}: the number alone
     learned: str  # "it learned new tasks to {}"
     cost: str  # "{} just after learning"
     bound: str  # what joint training is

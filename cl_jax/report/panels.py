@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from cl_jax import metrics
-from cl_jax.report.configurations import Configuration, Varied
+from cl_jax.report.configurations import BASELINE, UPPER_BOUND, Configuration, Varied
 from cl_jax.report.kinds import ACCURACY
 from cl_jax.report.measure import Measure, spoken
 from cl_jax.report.settings import describe, format_value, is_number, short_names, tried_values
@@ -183,14 +183,18 @@ def thinned(position: np.ndarray, count: int = 6) -> list[int]:
     return kept
 
 
-def ends(panels: Sequence[StrengthPanel], measure: Measure) -> tuple[float, float]:
-    """Of the axis of strength panels: from 0, or below what is negative, to as far as the measure or the numbers go."""
+def ends(panels: Sequence[StrengthPanel], stream: Stream) -> tuple[float, float]:
+    """Of the axis of strength panels: from 0, or below what is negative, to as far as the measure goes or the numbers
+    and the bounds do.
+    """
+    measure = stream.measure
     found = [spans for panel in panels for spans in panel.metrics.values()]
     lowest = float(np.nanmin(np.concatenate([each.mean - np.nan_to_num(each.std) for each in found]), initial=0.0))
     if measure.range is not None:
         return min(-2.0, lowest - 2), measure.range[1] + 2
-    highest = np.nanmax(np.concatenate([each.mean + np.nan_to_num(each.std) for each in found]), initial=0.0)
-    return _with_room(lowest, float(highest))
+    bounds = np.array([reference(stream, name) for name in (BASELINE, UPPER_BOUND)])
+    highest = np.concatenate([bounds, *(each.mean + np.nan_to_num(each.std) for each in found)])
+    return _with_room(lowest, float(np.nanmax(highest, initial=0.0)))
 
 
 def levels(stream: Stream) -> tuple[float, float]:
@@ -202,7 +206,8 @@ def levels(stream: Stream) -> tuple[float, float]:
 
 def shades(stream: Stream) -> tuple[float, float]:
     """Of the colours of the matrices."""
-    return stream.measure.range or _found(stream, 0)
+    low, high = stream.measure.range or _found(stream, 0)
+    return (low, high) if low < high else (low - 0.5, high + 0.5)
 
 
 def _found(stream: Stream, stds: int) -> tuple[float, float]:

@@ -90,9 +90,9 @@ def _terminal(rows: Sequence[SummaryRow]) -> str:
     return "\n".join(line.rstrip() for line in out.getvalue().splitlines()).rstrip() + "\n"
 
 
-def _flat(rows: Sequence[SummaryRow]) -> tuple[list[str], list[list[str]], int]:
+def _flat(rows: Sequence[SummaryRow], several: bool) -> tuple[list[str], list[list[str]], int]:
     """Header and rows of a table of all streams of a measure, and how many columns of words it starts with."""
-    shown = cells.columns(rows)
+    shown = cells.columns(rows, several=several)
     body = [[column.cell(row) for column in shown] for row in rows]
     return [column.title or column.header for column in shown], body, sum(column.words for column in shown)
 
@@ -116,21 +116,23 @@ def _markdown_lines(header: Sequence[str], words: Sequence[bool], body: Sequence
 
 
 def _markdown(rows: Sequence[SummaryRow]) -> str:
-    return "\n".join(map(_markdown_table, by_measure(rows)))
+    groups = by_measure(rows)
+    return "\n".join(_markdown_table(group, len(groups) > 1) for group in groups)
 
 
-def _markdown_table(rows: Sequence[SummaryRow]) -> str:
-    header, body, words = _flat(rows)
+def _markdown_table(rows: Sequence[SummaryRow], several: bool) -> str:
+    header, body, words = _flat(rows, several)
     text = _markdown_lines(header, [index < words for index in range(len(header))], body)
     notes = "".join(f"\n- {_of_markdown(line)}" for line in cells.notes(rows))
     return f"{text}\n\n{_of_markdown(cells.caption(rows))}\n{notes}".rstrip() + "\n"
 
 
 def _latex(rows: Sequence[SummaryRow]) -> str:
-    return "\n".join(map(_latex_table, by_measure(rows)))
+    groups = by_measure(rows)
+    return "\n".join(_latex_table(group, len(groups) > 1) for group in groups)
 
 
-def _latex_table(rows: Sequence[SummaryRow]) -> str:
+def _latex_table(rows: Sequence[SummaryRow], several: bool) -> str:
     def escape(text: str) -> str:
         return "".join(_LATEX.get(character, character) for character in text)
 
@@ -138,7 +140,7 @@ def _latex_table(rows: Sequence[SummaryRow]) -> str:
         # A hyphen is no minus sign.
         return re.sub(r"(?<!\w)-(?=\d)", "$-$", escape(text))
 
-    header, body, words = _flat(rows)
+    header, body, words = _flat(rows, several)
     lines = [[*map(escape, header)]]
     lines += [[*map(escape, line[:words]), *map(figure, line[words:])] for line in body]
     # A row that starts with "[" would be read as the optional argument of the \\ before it.

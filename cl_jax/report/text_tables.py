@@ -9,7 +9,7 @@ import numpy as np
 
 from cl_jax.fronts import SHARES
 from cl_jax.report import panels, trade
-from cl_jax.report.configurations import BASELINE
+from cl_jax.report.configurations import BASELINE, Configuration
 from cl_jax.report.streams import Stream
 from cl_jax.report.trade import Compared, Trade
 from cl_jax.statistics import spread
@@ -50,7 +50,7 @@ def _matched(stream: Stream, found: Trade) -> Table:
     said = [
         f"Forgetting in{unit} where a method has learned as much as {BASELINE} at these shares of the range that its "
         f"configurations reach (in brackets: the learning, in{unit}), read off the lines above, with 95 % bootstrap "
-        f"intervals over seeds; - where it does not get to. {LESS}: forgets less than {BASELINE} for the same "
+        f"intervals over seeds; - is beyond the ends of its line. {LESS}: forgets less than {BASELINE} for the same "
         f"learning, {MORE}: more, by an interval of the difference, paired by seed, that excludes 0."
         if levels
         else f"Forgetting at equal learning needs {BASELINE} with two configurations at least, such as learning rates.",
@@ -63,7 +63,8 @@ def _matched(stream: Stream, found: Trade) -> Table:
             f"{number(found.noise.learning)}."
         )
     if found.num_left_out:
-        said.append(f"Left out for a diverged seed: {found.num_left_out} configurations.")
+        several = "s" * (found.num_left_out > 1)
+        said.append(f"Left out for a diverged seed: {found.num_left_out} configuration{several}.")
     columns = [
         ("method", True),
         ("configurations", False),
@@ -88,18 +89,31 @@ def _cell(stream: Stream, each: Compared, k: int) -> str:
 def _stages(stream: Stream) -> Table:
     measure, words = stream.measure, stream.wording
     domains = [words.one(task) for task in range(1, stream.num_tasks + 1)]
-    rows = []
-    for method, configuration in stream.chosen.items():
-        kept = panels.shown(configuration)
-        before = configuration.initial["test"][kept][:, None]
-        matrix = np.concatenate([before, configuration.matrix["test"][kept]], axis=1)
-        for after, values in enumerate(np.swapaxes(matrix, 0, 1)):
-            cells = [measure.format.mean(spread(column[np.isfinite(column)])) for column in values.T]
-            stage = f"after {domains[after - 1]}" if after else "random weights"
-            rows.append([method if not after else "", stage, *cells])
+    stages = ["random weights", *(f"after {domain}" for domain in domains)]
+    of = {method: _by_stage(configuration) for method, configuration in stream.chosen.items()}
+    # The start and, as a rule, the base are the same for all.
+    same = 0
+    while len(of) > 1 and same <= stream.num_tasks and len({tuple(each[same]) for each in of.values()}) == 1:
+        same += 1
+    first = next(iter(of.values()))
+    rows = [["every method", stage, *cells] for stage, cells in zip(stages[:same], first[:same], strict=True)]
+    for method, each in of.items():
+        own = zip(stages[same:], each[same:], strict=True)
+        rows += [[method * (not place), stage, *cells] for place, (stage, cells) in enumerate(own)]
     caption = (
         f"{measure.name[0].upper()}{measure.name[1:]} on each domain after each stage, of each method's chosen "
         f"configuration: mean ± standard error over seeds. After {domains[0]}: the base."
     )
     columns = [("method", True), ("stage", True), *((each, False) for each in domains)]
     return Table("Every domain after every stage", caption, columns, rows, f"{measure.kind}-matrix")
+
+
+def _by_stage(configuration: Configuration) -> list[list[str]]:
+    """Cells [T + 1][T]."""
+    kept, written = panels.shown(configuration), configuration.measure.format
+    before = configuration.initial["test"][kept][:, None]
+    matrix = np.concatenate([before, configuration.matrix["test"][kept]], axis=1)
+    return [
+        [written.mean(spread(column[np.isfinite(column)])) for column in values.T]
+        for values in np.swapaxes(matrix, 0, 1)
+    ]

@@ -12,12 +12,11 @@ CAPTIONS = {
         "Learning against forgetting",
         "Every point is one configuration. Right: it gained more bits per byte on each new domain, from just before "
         "training on it to just after. Up: it lost fewer bits per byte on the domains before. The best corner is the "
-        "top right. A line is a method through its configurations; where it turns back, it is drawn at what its best "
-        "part has: the least forgetting of any of its points that learns at least as much. Methods are to be compared "
-        "line by line at the same learning, not point by point: a smaller learning rate always forgets less. Bars: ± 1 "
-        "standard deviation over seeds. Grey band: forgetting that seeds alone make or hide, ± the standard deviation "
-        "of runs of one configuration. Configurations with a diverged seed are left out. A large point is the one "
-        "chosen for the table.",
+        "top right. A line is a method through those of its configurations that no other one of it beats in both. "
+        "Compare lines at the same learning, not points: a smaller learning rate forgets less of itself. Bars: ± 1 "
+        "standard deviation over seeds. Grey band: the forgetting that seeds alone can make or hide, ± the standard "
+        "deviation of runs of one configuration. Configurations with a diverged seed are left out. A large point is "
+        "the one chosen for the table.",
     ),
     "strength": (
         "What each hyper-parameter does",

@@ -68,7 +68,8 @@ def compare(stream: Stream) -> Trade | None:
     methods = {}
     for method, each in known.items():
         learning, forgetting = _means(each)
-        difference = None if baseline in (None, each) else fronts.difference_at(each, baseline, levels)
+        alone = baseline is None or each is baseline
+        difference = None if alone else fronts.difference_at(each, baseline, levels)
         area = fronts.hypervolume(learning, forgetting, worst)
         methods[method] = Compared(fronts.forgetting_at(each, levels), difference, area, len(learning))
     left_out = sum(_diverged(each) for each in stream.configurations)

@@ -67,7 +67,7 @@ def _forgets(row: SummaryRow) -> str:
 
 def _learns(row: SummaryRow, baseline: SummaryRow) -> str:
     own, other, measure = row.learned.mean, baseline.learned.mean, row.measure
-    against = f" against {measure.amount(other)}" * _known(other)
+    against = measure.words.against.format(measure.format.number(other)) * _known(other)
     return f", and {measure.words.learning.format(measure.amount(own))}{against}" if _known(own) else ""
 
 
