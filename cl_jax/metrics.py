@@ -120,12 +120,21 @@ def accuracy_matrix(
 
 
 def accuracy_matrices(
-    table: pyarrow.Table, members: Sequence[str], split: str = "test", num_tasks: int | None = None
+    table: pyarrow.Table,
+    members: Sequence[str],
+    split: str = "test",
+    num_tasks: int | None = None,
+    *,
+    metric: str = "accuracy",
 ) -> tuple[np.ndarray, np.ndarray]:
-    """R [M, T, T] and initial [M, T] of the members named, in their order; as `accuracy_matrix`."""
+    """R [M, T, T] and initial [M, T] of the members named, in their order; as `accuracy_matrix`.
+
+    Args:
+        metric: "accuracy", or "loss" for that in its place.
+    """
     from pyarrow import compute
 
-    wanted = (compute.field("split") == split) & (compute.field("metric") == "accuracy")
+    wanted = (compute.field("split") == split) & (compute.field("metric") == metric)
     num_tasks = num_tasks or max(int(table[name].to_numpy().max(initial=1)) for name in ("task", "after_task"))
     rows = table.select(["member", "split", "metric", "after_task", "task", "value"]).filter(wanted)
     encoded = rows["member"].cast("string").combine_chunks().dictionary_encode()
@@ -143,9 +152,9 @@ def accuracy_matrices(
     accuracy[member, after, task - 1] = value
     different = ~np.isclose(accuracy[member, after, task - 1], value, rtol=0, atol=0, equal_nan=True)
     if different.any():
-        where = int(np.argmax(different))
+        where, several = int(np.argmax(different)), {"accuracy": "accuracies", "loss": "losses"}[metric]
         raise UserError(
-            f"member {members[member[where]]!r} has two {split} accuracies on task {task[where]} after task "
+            f"member {members[member[where]]!r} has two {split} {several} on task {task[where]} after task "
             f"{after[where]}; keep the rows of one run."
         )
     return accuracy[:, 1:], accuracy[:, 0]

@@ -3,8 +3,9 @@
 Hyper-parameters are chosen on validation data; which of it may be looked at differs from paper to paper, and so do the
 numbers. All are read off the same grid, whose runs keep their strengths from the first task to the last.
 
-V[c, s, t, j] is the validation accuracy on task j after t tasks (j from 1, t from 0) of configuration c with seed s.
-There are C configurations, S seeds and T tasks. Ties go to the first configuration.
+V[c, s, t, j] is the validation accuracy on task j after t tasks (j from 1, t from 0) of configuration c with seed s;
+of text minus the bits per byte, so that more is better here too. There are C configurations, S seeds and T tasks. Ties
+go to the first configuration.
 
 Under every protocol a configuration that was stopped at a boundary is never chosen, one without a finished run is
 passed over for one with, one with a diverged run for one without, one with an unfinished run for one without, in this
@@ -13,11 +14,13 @@ order, before scores are compared. A flag of divergence carries no date, so it c
 
 import re
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
 
 from cl_jax.errors import UserError, unknown
+from cl_jax.wording import TASKS, Wording
 
 FORMS = ("all", "first:K", "seed:S", "per-task")
 
@@ -40,7 +43,7 @@ class Choice(NamedTuple):
     seeds: np.ndarray  # bool [S], those that the reported numbers are means over
     first_task: int  # the reported numbers are of the tasks from this one (from 1) to T, after each of them
     order: np.ndarray  # int [C], configurations from best to worst
-    score: np.ndarray  # float64 [C], validation accuracy they are ordered by; -inf: none
+    score: np.ndarray  # float64 [C], the mean of V they are ordered by; -inf: none
 
 
 class Protocol(NamedTuple):
@@ -52,6 +55,11 @@ class Protocol(NamedTuple):
     caution: str  # how the numbers differ from those of the source, a sentence or ""
     source: str
     choose: Callable[[Candidates], Choice]
+    reworded: Callable[[Wording], "Protocol"] | None = None  # the same in the words of another stream
+
+    def said(self, wording: Wording) -> "Protocol":
+        """The same in the words of a stream."""
+        return self if self.reworded is None else self.reworded(wording)
 
     @property
     def words(self) -> str:
@@ -59,7 +67,7 @@ class Protocol(NamedTuple):
         return self.chosen_by + f"; numbers are of {self.reported_on}" * bool(self.reported_on)
 
 
-def all_tasks() -> Protocol:
+def all_tasks(wording: Wording = TASKS) -> Protocol:
     """argmax_c mean_s mean_j V[c, s, T, j], reported on every task and seed.
 
     The usual grid search: it sees the whole stream before it chooses, which no learner of that stream could.
@@ -71,11 +79,11 @@ def all_tasks() -> Protocol:
         everyone = np.ones(len(candidates.seeds), bool)
         return _constant(candidates, _score(candidates, everyone, _num_tasks(candidates)), everyone, everyone)
 
-    words = "validation accuracy, all tasks, all seeds"
-    return Protocol("all", words, "", "", "common practice", choose)
+    words = f"validation {wording.score}, all {wording.tasks}, all seeds"
+    return Protocol("all", words, "", "", "common practice", choose, all_tasks)
 
 
-def first_tasks(count: int) -> Protocol:
+def first_tasks(count: int, wording: Wording = TASKS) -> Protocol:
     """argmax_c mean_s mean_{j <= k} V[c, s, k, j], reported on the tasks k + 1 to T alone.
 
     The reported matrix is R[t, j] for t, j > k, [T - k, T - k]: the rows after task k + 1 and later, the columns of
@@ -88,6 +96,7 @@ def first_tasks(count: int) -> Protocol:
 
     Args:
         count: k.
+        wording: of the stream that it is told of; the same in the others.
 
     Raises:
         UserError: by `choose`, unless 1 <= k < T.
@@ -104,20 +113,25 @@ def first_tasks(count: int) -> Protocol:
         score = _score(candidates, everyone, count)
         return _constant(candidates, score, everyone, everyone, first_task=count + 1)
 
-    which = "task 1" if count == 1 else f"tasks 1 to {count}"
-    words = f"validation accuracy on {which} after task {count}, all seeds"
+    def reworded(wording: Wording) -> Protocol:
+        # Of a stream that has fewer tasks, `choose` says so.
+        return first_tasks(count, wording if count <= len(wording.names) else wording._replace(names=()))
+
+    which, end = wording.span(1, count), wording.one(count)
+    words = f"validation {wording.score} on {which} after {end}, all seeds"
     source = "Chaudhry et al. 2019 (A-GEM), arXiv 1812.00420"
     caution = f"Unlike in the paper, the runs have trained on {which} too"
-    return Protocol(name, words, f"the tasks after task {count} alone", caution, source, choose)
+    return Protocol(name, words, f"the {wording.tasks} after {end} alone", caution, source, choose, reworded)
 
 
-def one_seed(seed: int) -> Protocol:
+def one_seed(seed: int, wording: Wording = TASKS) -> Protocol:
     """argmax_c mean_j V[c, s, T, j] for one seed s, reported on the other seeds, all tasks.
 
     Nothing of the other seeds is looked at, whether they diverged neither.
 
     Args:
         seed: s.
+        wording: as `first_tasks` takes it.
 
     Raises:
         UserError: by `choose`, where no run has that seed or no other.
@@ -137,12 +151,12 @@ def one_seed(seed: int) -> Protocol:
         score = _score(candidates, chooses, _num_tasks(candidates))
         return _constant(candidates, score, chooses, ~chooses)
 
-    words = f"validation accuracy, all tasks, seed {seed} alone"
+    words = f"validation {wording.score}, all {wording.tasks}, seed {seed} alone"
     source = "van de Ven, Tuytelaars and Tolias 2022, Nature Machine Intelligence 4, 1185-1197"
-    return Protocol(name, words, "the other seeds", "", source, choose)
+    return Protocol(name, words, "the other seeds", "", source, choose, partial(one_seed, seed))
 
 
-def per_task() -> Protocol:
+def per_task(wording: Wording = TASKS) -> Protocol:
     """Row t of seed s is that of argmax_c mean_{j <= t} V[c, s, t, j]: no task after t and no other seed is looked at.
 
     Every number is that of the matrix put together from these rows; all seeds and tasks are reported.
@@ -167,10 +181,11 @@ def per_task() -> Protocol:
                 configuration[s, t] = best
         return all_tasks().choose(candidates)._replace(configuration=configuration)
 
-    words = "validation accuracy on the tasks so far, after each task anew, each seed by itself"
+    task = wording.task
+    words = f"validation {wording.score} on the {task}s so far, after each {task} anew, each seed by itself"
     source = "Masana et al. 2020 (FACIL), arXiv 2010.15277; De Lange et al. 2019, arXiv 1909.08383"
-    caution = "A fall from task to task may be a change of configuration, not forgetting"
-    return Protocol("per-task", words, "", caution, source, choose)
+    caution = f"A {wording.fall} from {task} to {task} may be a change of configuration, not forgetting"
+    return Protocol("per-task", words, "", caution, source, choose, per_task)
 
 
 def oracle(test: Candidates, choice: Choice) -> Choice:

@@ -80,7 +80,7 @@ RUNS = {
     "optimizer=Adam(learning_rate=-1)": "one.optimizer.learning_rate: was given -1; allowed are finite numbers from 0",
     "optimizer=Adam(learning_rate=1e39)": "one.optimizer.learning_rate: was given 1e+39; allowed are finite numbers",
     "optimizer=Adam(learning_rate='1e-3')": "expected a number, was given '1e-3' of type str",
-    "diagnostics=('fisher_overlp',)": "unknown name in one.diagnostics: 'fisher_overlp'; known: cost, fisher_overlap",
+    "diagnostics=('fisher_overlp',)": "unknown name in one.diagnostics: 'fisher_overlp'; known: base_kl, cost, fisher_",
     "diagnostics='cost'": "one.diagnostics: expected a tuple of names such as ('plasticity',), was given 'cost'",
     "diagnostics=('cost', 'cost')": "one.diagnostics: was given cost, cost; name each once",
     "diagnostics=['cost']": "one.diagnostics: was given ['cost'], which cannot be hashed; give a tuple or a name",

@@ -5,6 +5,7 @@ device beside the evaluation, and writes to diagnostics.parquet.
 """
 
 from cl_jax.diagnostics import (
+    base_kl,
     cost,
     fisher_overlap,
     forward_kl,
@@ -15,10 +16,12 @@ from cl_jax.diagnostics import (
     representation_drift,
     shared_weights,
     stability_gap,
+    transitions,
 )
 from cl_jax.diagnostics.diagnostic import Diagnostic
 
 DIAGNOSTICS = {
+    "base_kl": Diagnostic(base_kl.measure, keeps_weights=True),
     "cost": Diagnostic(cost.measure),
     "fisher_overlap": Diagnostic(fisher_overlap.measure),
     "forward_kl": Diagnostic(forward_kl.measure, keeps_weights=True),
@@ -29,4 +32,5 @@ DIAGNOSTICS = {
     "representation_drift": Diagnostic(representation_drift.measure, keeps_weights=True, needs_features=True),
     "shared_weights": Diagnostic(shared_weights.measure),
     "stability_gap": Diagnostic(stability_gap.measure),
+    "transitions": Diagnostic(transitions.measure, keeps_weights=True),
 }

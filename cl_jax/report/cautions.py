@@ -21,8 +21,8 @@ def cautions(stream: Stream, method: str) -> list[str]:
     if diverged.any():
         notes.append(f"{diverged.sum()} of {seeds} seeds diverged")
     if unfinished.any():
-        done = tasks_done(shown, unfinished)
-        notes.append(f"{unfinished.sum()} of {seeds} seeds unfinished (after task {done} of {stream.num_tasks})")
+        done = stream.wording.reached(tasks_done(shown, unfinished), stream.num_tasks)
+        notes.append(f"{unfinished.sum()} of {seeds} seeds unfinished (after {done})")
     chosen = np.unique(stream.choices[method].configuration)
     others = [each for index, each in enumerate(of) if index not in chosen]
     for number, what in (
@@ -41,7 +41,8 @@ def stopped(configurations: Sequence[Configuration]) -> list[str]:
         return []
     number, tasks = f"{sum(when.values())} of {len(configurations)} configurations stopped early", sorted(when.items())
     several = len(when) > 1
-    after = ", ".join((f"{count} " if several else "") + f"after task {task}" for task, count in tasks)
+    name = configurations[0].wording.one
+    after = ", ".join((f"{count} " if several else "") + f"after {name(task)}" for task, count in tasks)
     return [f"{number} ({after}), never chosen"]
 
 
@@ -53,10 +54,11 @@ def _no_choice(stream: Stream, method: str) -> list[str]:
         return []
     scores = [each.score for each in of if each.complete.any()]
     if not any(map(math.isfinite, scores)):
-        reason = "no validation accuracy" if shown.complete.any() else "no finished run"
+        reason = f"no validation {stream.measure.name}" if shown.complete.any() else "no finished run"
         return [f"{reason} to choose by, the first configuration is shown"]
     if len(scores) > 1 and len(set(scores)) == 1 and stream.protocol.name != "per-task":
-        return [f"all {len(scores)} finished configurations have the same validation accuracy, the first is shown"]
+        same = f"have the same validation {stream.measure.name}, the first is shown"
+        return [f"all {len(scores)} finished configurations {same}"]
     return []
 
 
@@ -71,9 +73,6 @@ def _by_task(stream: Stream, method: str) -> list[str]:
         taken = [of[index].hyper_parameters for index in np.unique(column[column >= 0])]
         words.append(settings_in_words([{short[name]: each[name] for name in short} for each in taken]))
     groups = itertools.groupby(enumerate(words, start=1), key=lambda each: each[1])
-    spans = [f"{text} after {_span([task for task, _ in group])}" for text, group in groups]
-    return [f"chosen {', '.join(spans)}"]
-
-
-def _span(tasks: Sequence[int]) -> str:
-    return f"task {tasks[0]}" if len(tasks) == 1 else f"tasks {tasks[0]} to {tasks[-1]}"
+    spans = [(text, [task for task, _ in group]) for text, group in groups]
+    told = [f"{text} after {stream.wording.span(tasks[0], tasks[-1])}" for text, tasks in spans]
+    return [f"chosen {', '.join(told)}"]

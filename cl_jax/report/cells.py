@@ -1,13 +1,13 @@
-"""What stands in the cells of a table: numbers in percent, hyper-parameters, notes. Plain text."""
+"""What stands in the cells of a table: numbers, hyper-parameters, notes. Plain text."""
 
-import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from cl_jax.report.configurations import BASELINE
+from cl_jax.report.measure import Measure
 from cl_jax.report.settings import EDGE, describe, format_value
 from cl_jax.report.summary import SummaryRow
-from cl_jax.statistics import Spread
+from cl_jax.wording import Wording
 
 EDGE_NOTE = (
     f"{EDGE} the smallest or largest value tried: a better one may lie beyond it, widen the grid before comparing."
@@ -23,37 +23,41 @@ class Column(NamedTuple):
     brief: bool = True  # in the terminal too
     title: str = ""  # the header where there is room for it
     metric: str = ""  # the spread it shows with its error
+    meaning: str = ""  # of its numbers; {tasks}: those that they are of
 
 
-def columns(rows: Sequence[SummaryRow], brief: bool = False) -> list[Column]:
+def columns(rows: Sequence[SummaryRow], brief: bool = False, several: bool = False) -> list[Column]:
     """The columns of the rounded tables, without those in which no row has anything to say.
 
     Args:
-        rows: of `summary`.
+        rows: of `summary`, of one measure.
         brief: leave out what is rarely read, and the number of seeds where it is the same everywhere.
+        several: name the streams even if there is one.
     """
-    several = len({row.stream for row in rows}) > 1
+    several, measure = several or len({row.stream for row in rows}) > 1, rows[0].measure
     uneven = len({(row.num_complete, row.num_seeds) for row in rows}) > 1
     every = [
         Column("stream", lambda row: printable(row.stream) if several else "-", words=True, brief=False),
         Column("method", lambda row: printable(row.method), words=True),
         Column("chosen", lambda row: printable(", ".join(describe(row.chosen, row.at_edge))) or "-", words=True),
         Column("seeds", _seeds, brief=uneven),
-        _mean("accuracy", "average_accuracy", title="average accuracy"),
-        _mean("forgetting", "forgetting"),
-        _mean("learning", "learning_accuracy", title="learning accuracy"),
-        Column("AIA", lambda row: number(row.average_incremental_accuracy.mean), brief=False),
-        Column("BWT", lambda row: number(row.backward_transfer.mean, sign=True), brief=False),
-        Column("FWT", lambda row: number(row.forward_transfer.mean, sign=True), brief=False),
+        *(_of_metric(measure, name) for name in measure.columns),
         Column(f"vs {BASELINE} [95 %]", _difference),
     ]
-    always = ("method", "seeds", "accuracy")
+    always = ("method", "seeds", measure.metrics[measure.end].header)
     wanted = [each for each in every if each.header in always or any(each.cell(row) != "-" for row in rows)]
     return [each for each in wanted if each.brief or not brief]
 
 
-def _mean(header: str, metric: str, title: str = "") -> Column:
-    return Column(header, lambda row: percent(getattr(row, metric)), title=title, metric=metric)
+def _of_metric(measure: Measure, name: str) -> Column:
+    metric = measure.metrics[name]
+
+    def cell(row: SummaryRow) -> str:
+        value = getattr(row, name)
+        return metric.format.mean(value) if metric.error else metric.format.number(value.mean, metric.sign)
+
+    shown = name if metric.error else ""
+    return Column(metric.header, cell, False, metric.brief, metric.title, shown, metric.meaning)
 
 
 def _seeds(row: SummaryRow) -> str:
@@ -69,21 +73,18 @@ def caption(rows: Sequence[SummaryRow]) -> str:
     else:
         over = "mean ± standard error over the seeds that have finished"
     protocol = rows[0].protocol
-    return f"Percent, test split, {over}. Chosen by {protocol.words}." + f" {protocol.caution}." * bool(
-        protocol.caution
-    )
+    said = f"{rows[0].measure.words.tables}, test split, {over}. Chosen by {protocol.words}."
+    return said + f" {protocol.caution}." * bool(protocol.caution)
 
 
 def tasks(row: SummaryRow) -> str:
     """The tasks that the numbers of a row are of."""
-    return task_span(row.first_task, row.num_tasks)
+    return task_span(row.first_task, row.num_tasks, row.wording)
 
 
-def task_span(first: int, num_tasks: int) -> str:
+def task_span(first: int, num_tasks: int, wording: Wording) -> str:
     """The tasks of a stream from one on."""
-    if first == 1:
-        return "all tasks"
-    return f"tasks {first} to {num_tasks}" if first < num_tasks else f"task {num_tasks}"
+    return f"all {wording.tasks}" if first == 1 else wording.span(first, num_tasks)
 
 
 def notes(rows: Sequence[SummaryRow]) -> list[str]:
@@ -99,24 +100,6 @@ def notes(rows: Sequence[SummaryRow]) -> list[str]:
     return star + [printable(f"{', '.join(where)}: {line}.") for line, where in lines.items()]
 
 
-def number(value: float, sign: bool = False) -> str:
-    """A fraction in percent with one decimal; `-` for NaN."""
-    if math.isnan(value):
-        return "-"
-    value = round(100 * value, 1) + 0.0  # + 0.0: no "-0.0"
-    return f"{value:+.1f}" if sign and value else f"{value:.1f}"
-
-
-def percent(value: Spread) -> str:
-    """`51.8 ± 2.2`: mean and standard error; without the latter for a single seed."""
-    return number(value.mean) + (f" ± {number(value.sem)}" if value.n > 1 and not math.isnan(value.mean) else "")
-
-
-def interval(low: float, high: float) -> str:
-    """`[+9.3, +14.9]`."""
-    return f"[{number(low, sign=True)}, {number(high, sign=True)}]"
-
-
 def printable(text: str) -> str:
     """The text on one line, control characters (a terminal would obey them) as U+FFFD."""
     return "".join(character if character.isprintable() else "\ufffd" for character in text)
@@ -126,4 +109,5 @@ def _difference(row: SummaryRow) -> str:
     if row.difference is None:
         return "-"
     mean, low, high, n = row.difference
-    return number(mean, sign=True) + (f" {interval(low, high)}" if n > 1 else "")
+    written = row.measure.format
+    return written.number(mean, sign=True) + (f" {written.interval(low, high)}" if n > 1 else "")

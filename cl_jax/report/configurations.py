@@ -9,6 +9,9 @@ from pyarrow import compute
 
 from cl_jax import metrics
 from cl_jax.errors import UserError
+from cl_jax.report.kinds import ACCURACY, of_table
+from cl_jax.report.measure import Measure
+from cl_jax.wording import TASKS, Wording
 
 BASELINE = "finetune"  # label of the lower bound
 UPPER_BOUND = "joint"  # label of training on all tasks at once
@@ -25,14 +28,6 @@ COLUMNS = (
     "metric",
     "value",
 )
-METRICS = {
-    "average_accuracy": lambda matrix, initial: metrics.average_accuracy(matrix),
-    "average_incremental_accuracy": lambda matrix, initial: metrics.average_incremental_accuracy(matrix),
-    "learning_accuracy": lambda matrix, initial: metrics.learning_accuracy(matrix),
-    "forgetting": lambda matrix, initial: metrics.forgetting(matrix),
-    "backward_transfer": lambda matrix, initial: metrics.backward_transfer(matrix),
-    "forward_transfer": metrics.forward_transfer,
-}
 
 
 class Varied(tuple):
@@ -49,13 +44,15 @@ class Configuration(NamedTuple):
     seeds: np.ndarray  # int [S]
     diverged: np.ndarray  # bool [S]
     stopped: np.ndarray  # bool [S], ended at a boundary on purpose
-    complete: np.ndarray  # bool [S], every task has a test accuracy after the last task
-    accuracy: dict[str, np.ndarray]  # split -> R [S, T, T]
+    complete: np.ndarray  # bool [S], every task has been measured on the test split after the last task
+    matrix: dict[str, np.ndarray]  # split -> R [S, T, T], in the stream's measure
     initial: dict[str, np.ndarray]  # split -> [S, T]
     counted: np.ndarray  # bool [S], the seeds that the reported numbers are of, once finished
     first_task: int = 1  # the reported numbers are of the tasks from this one on
-    score: float = -np.inf  # validation accuracy it was judged by; -inf: none
+    score: float = -np.inf  # mean validation measure it was judged by, times the measure's sign; -inf: none
     place: int = 0  # among its method's configurations as judged, 0 is the best
+    measure: Measure = ACCURACY
+    wording: Wording = TASKS
 
     @property
     def class_incremental(self) -> bool:
@@ -78,14 +75,13 @@ class Configuration(NamedTuple):
 
     def scores(self, metric: str) -> np.ndarray:
         """float64 [S_reported]: the metric on the test split of every reported member, over the reported tasks."""
-        first = self.first_task - 1
-        initial = None if self.class_incremental else self.initial["test"][self.reported][:, first:]
-        return METRICS[metric](self.accuracy["test"][self.reported][:, first:, first:], initial)
+        initial = None if self.class_incremental else self.initial["test"][self.reported]
+        return self.measure.metrics[metric].score(self.matrix["test"][self.reported], initial, self.first_task)
 
 
 def tasks_done(configuration: Configuration, members: np.ndarray) -> int:
     """The last task after which every one of these members [S] was evaluated; 0: none."""
-    evaluated = ~np.isnan(configuration.accuracy["test"][members]).all(axis=-1)
+    evaluated = ~np.isnan(configuration.matrix["test"][members]).all(axis=-1)
     return int(np.max(np.flatnonzero(evaluated.all(axis=0)) + 1, initial=0))
 
 
@@ -119,7 +115,14 @@ def _of_stream(table: pyarrow.Table, label: str, num_tasks: int | None) -> list[
         np.bincount(codes[table[name].to_numpy()], minlength=len(members)) > 0 for name in ("diverged", "stopped")
     )
     num_tasks = num_tasks or int(max(table[name].to_numpy().max() for name in ("task", "after_task")))
-    read = {split: metrics.accuracy_matrices(table, members, split, num_tasks) for split in ("test", "validation")}
+    measure, wording = of_table(table, num_tasks)
+    read = {
+        split: tuple(
+            measure.factor * each
+            for each in metrics.accuracy_matrices(table, members, split, num_tasks, metric=measure.column)
+        )
+        for split in ("test", "validation")
+    }
     groups: dict[tuple, list[int]] = {}
     for index, fact in enumerate(facts):
         groups.setdefault((fact["method"], *(hashable(fact[name]) for name in names)), []).append(index)
@@ -143,9 +146,11 @@ def _of_stream(table: pyarrow.Table, label: str, num_tasks: int | None) -> list[
                 diverged=diverged[group],
                 stopped=stopped[group],
                 complete=np.asarray(np.isfinite(read["test"][0][group, -1]).all(axis=-1)),
-                accuracy={split: matrix[group] for split, (matrix, _) in read.items()},
+                matrix={split: matrix[group] for split, (matrix, _) in read.items()},
                 initial={split: initial[group] for split, (_, initial) in read.items()},
                 counted=np.ones(len(group), bool),
+                measure=measure,
+                wording=wording,
             )
         )
     # A table is sorted by member, which is a digest: order by what a reader knows, so that ties mean something too.

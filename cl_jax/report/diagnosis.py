@@ -48,19 +48,19 @@ def law(measured: Measured, *, new: bool) -> tuple[np.ndarray, np.ndarray, list[
     """Forward KL [k] and forgetting [k] of every complete run, and whose they are.
 
     Of a run, the means over boundaries i = 2 ... T of KL(before task i || after it) and of the accuracy that the
-    earlier tasks lost by it, mean_{j < i} (R[i-1, j] - R[i, j]).
+    earlier tasks lost by it, mean_{j < i} (R[i-1, j] - R[i, j]); of text, of the bits per byte that they rose.
 
     Args:
         new: KL on inputs of task i; else the mean over inputs of the tasks before it.
     """
     mine = (measured.quantity == "forward_kl") & (measured.after > 1) & np.isfinite(measured.value)
     mine &= (measured.apart == 0) if new else (measured.apart > 0)
-    xs, ys, whose = [], [], []
+    xs, ys, whose, sign = [], [], [], measured.stream.measure.sign
     for configuration in measured.stream.configurations:
         for index in np.flatnonzero(configuration.complete & ~configuration.diverged):
             rows = mine & (measured.member == configuration.members[index])
             if rows.any():
-                matrix = configuration.accuracy["test"][index]
+                matrix = sign * configuration.matrix["test"][index]
                 afters = np.unique(measured.after[rows])
                 lost = np.array([np.mean(matrix[i - 1, :i] - matrix[i, :i]) for i in afters - 1])
                 each = np.array([measured.value[rows & (measured.after == after)].mean() for after in afters])
@@ -85,13 +85,15 @@ def _over_layers(
 def _over_tasks(measured: Measured, quantity: str, title: str, y: str, layer: str = "", unit: float = 1.0) -> Lines:
     """After each task."""
     found = measured.over(quantity, measured.after, measured.layer == layer, unit=unit)
-    return Lines(title, "tasks trained", y, found[0], None, found[1])
+    words = measured.stream.wording
+    names = [words.one(int(after)) for after in found[0]] if words.names else None
+    return Lines(title, words.axis, y, found[0], names, found[1])
 
 
 def _since(measured: Measured, quantity: str, title: str, y: str, layer: str = "") -> Lines:
     """By how many tasks were trained since."""
     found = measured.over(quantity, measured.apart, measured.layer == layer)
-    return Lines(title, "tasks trained since", y, found[0], None, found[1])
+    return Lines(title, f"{measured.stream.wording.tasks} trained since", y, found[0], None, found[1])
 
 
 def _some(layers: Sequence[str]) -> list[str]:
@@ -105,7 +107,7 @@ def _fisher_overlap(measured: Measured) -> list[Panel]:
     name, y = "fisher_overlap", "overlap of Fishers"
     return [
         _over_layers(measured, name, "by layer", y),
-        _since(measured, name, "whole network", y)._replace(x="tasks apart"),
+        _since(measured, name, "whole network", y)._replace(x=f"{measured.stream.wording.tasks} apart"),
     ]
 
 
@@ -135,7 +137,9 @@ def _parameter_drift(measured: Measured) -> list[Panel]:
 
 def _forward_kl(measured: Measured) -> list[Panel]:
     panels: list[Panel] = []
-    for new, inputs in ((True, "the new task"), (False, "earlier tasks")):
+    measure, words = measured.stream.measure, measured.stream.wording
+    scale, lost = measure.format.scale, f"forgetting ({measure.words.step.strip()})"
+    for new, inputs in ((True, f"the new {words.task}"), (False, f"earlier {words.tasks}")):
         x, y, whose = law(measured, new=new)
         if len(x):
             title = f"R² = {r_squared(x, y, 2):.2f} (parabola), {r_squared(x, y, 1):.2f} (line)"
@@ -145,18 +149,46 @@ def _forward_kl(measured: Measured) -> list[Panel]:
             for method in measured.stream.chosen:
                 mine = [i for i, (configuration, _) in enumerate(whose) if configuration.method == method]
                 if mine:
-                    of[method] = (x[mine], 100 * y[mine], [_named(measured, *whose[i]) for i in mine])
-            panels.append(Points(title, f"KL on inputs of {inputs} (nats)", _LOST, of, (at, 100 * curve)))
+                    of[method] = (x[mine], scale * y[mine], [_named(measured, *whose[i]) for i in mine])
+            panels.append(Points(title, f"KL on inputs of {inputs} (nats)", lost, of, (at, scale * curve)))
     return panels
-
-
-_LOST = "forgetting (points)"
 
 
 def _named(measured: Measured, configuration: Configuration, index: int) -> str:
     short = short_names(measured.stream.swept[configuration.method])
     settings = describe({short[name]: configuration.hyper_parameters[name] for name in short})
     return ", ".join([*settings, f"seed {configuration.seeds[index]}"])
+
+
+def _base_kl(measured: Measured) -> list[Panel]:
+    return [
+        _by_task(measured, "base_kl", "at the end", "KL from the base (nats)"),
+        _of_the_base(measured, "base_kl", "over training", "KL from the base (nats)"),
+    ]
+
+
+def _transitions(measured: Measured) -> list[Panel]:
+    return [
+        _by_task(measured, "lost", "at the end", "right before, wrong now (%)", unit=100),
+        _by_task(measured, "gained", "at the end", "wrong before, right now (%)", unit=100),
+        _of_the_base(measured, "lost", "over training", "right before, wrong now (%)", unit=100),
+    ]
+
+
+def _by_task(measured: Measured, quantity: str, title: str, y: str, unit: float = 1.0) -> Lines:
+    """On every task, at the end."""
+    words, end = measured.stream.wording, measured.stream.num_tasks
+    position, found = measured.over(quantity, measured.task, measured.after == end, unit=unit)
+    ticks = [words.one(int(task)) for task in position] if words.names else None
+    return Lines(title, f"on {words.task}", y, position, ticks, found)
+
+
+def _of_the_base(measured: Measured, quantity: str, title: str, y: str, unit: float = 1.0) -> Lines:
+    """On the first task, after each later one."""
+    words = measured.stream.wording
+    position, found = measured.over(quantity, measured.after, measured.task == 1, unit=unit)
+    ticks = [words.one(int(after)) for after in position] if words.names else None
+    return Lines(f"{words.one(1)}, {title}", words.axis, y, position, ticks, found)
 
 
 def _shared_weights(measured: Measured) -> list[Panel]:
@@ -202,6 +234,8 @@ def _plasticity(measured: Measured) -> list[Panel]:
 
 _VIEWS: dict[str, Callable[[Measured], list[Panel]]] = {
     "forward_kl": _forward_kl,
+    "base_kl": _base_kl,
+    "transitions": _transitions,
     "gradient_interference": _gradient_interference,
     "fisher_overlap": _fisher_overlap,
     "shared_weights": _shared_weights,

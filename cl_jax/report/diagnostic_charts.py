@@ -64,7 +64,7 @@ def _lines(measured: Measured, panel: Lines) -> list[Json]:
         if len(panel.of) <= panels.MAX_BANDS:
             drawn += traces.band(panel.position, found, look, name)
         at = [escape(f"{panel.x} {place}") for place in panel.ticks or [f"{x:g}" for x in panel.position]]
-        line = traces.line(panel.position, found, look, name, at)
+        line = traces.line(panel.position, found, look, name, at, measured.stream.measure)
         line["text"] = [f"{name}<br>{where}: {number}" for where, number in zip(at, _texts(found), strict=True)]
         drawn.append(line)
     return drawn
@@ -79,7 +79,8 @@ def _texts(found: Spans) -> list[str]:
 
 
 def _points(measured: Measured, panel: Points) -> list[Json]:
-    looks = styles.method_styles(measured.stream)
+    looks, measure = styles.method_styles(measured.stream), measured.stream.measure
+    digits, step = measure.format.decimals, measure.words.step
     x, y = panel.curve
     curve = {"type": "scatter", "mode": "lines", "x": x.tolist(), "y": traces.nested(y), "hoverinfo": "skip"}
     drawn: list[Json] = [curve | {"line": {"color": SHADE, "width": 7}}]
@@ -93,7 +94,7 @@ def _points(measured: Measured, panel: Points) -> list[Json]:
                 "name": escape(method),
                 "marker": {"color": looks[method].colour, "symbol": looks[method].marker, "size": 7, "opacity": 0.8},
                 "text": [f"{escape(method)}<br>{escape(name)}" for name in names],
-                "hovertemplate": "%{text}<br>%{x:.3g} nats, %{y:.1f} points<extra></extra>",
+                "hovertemplate": f"%{{text}}<br>%{{x:.3g}} nats, %{{y:.{digits}f}}{step}<extra></extra>",
             }
         )
     return drawn

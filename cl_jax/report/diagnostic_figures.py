@@ -12,8 +12,7 @@ from matplotlib.ticker import MaxNLocator
 
 from cl_jax.report import drawing, panels, styles
 from cl_jax.report.diagnosis import Lines, Panel, Points, views
-from cl_jax.report.drawing import cut, mark, title
-from cl_jax.report.figures import look
+from cl_jax.report.drawing import cut, look, mark, title
 from cl_jax.report.measured import Measured
 from cl_jax.report.styles import GREY, Style
 

@@ -12,6 +12,21 @@ CAPTIONS = {
         "from the shift, all methods lie on one curve (grey: the best parabola) and R² is near 1; a method above it "
         "forgets more than its shift explains.",
     ),
+    "diagnostic-base_kl": (
+        "How far are the answers from the base's?",
+        "The divergence KL(base || now) of what the model answers from what it answered after the first task (the "
+        "base), on inputs of every task, in nats an answer (of text: a token). Left: at the end, on each task; a "
+        "method that changes the answers to new inputs alone is high on these and near 0 on the base's own. Right: on "
+        f"the base's own inputs, as further tasks are trained. {_SEEDS}",
+    ),
+    "diagnostic-transitions": (
+        "Which answers were lost, which gained?",
+        "Answer by answer (of text: token by token) against the base, the model after the first task: the share that "
+        "was right then and is wrong now, and the share that was wrong and is right now. What guessing alone turns "
+        "over is taken off, so that two equal models are at 0 or a little below. Accuracy shows only the difference "
+        "of the two: where both are high, much was forgotten and as much learned. Left and middle: at the end, on "
+        f"each task; right: lost on the base's own task, as further ones are trained. {_SEEDS}",
+    ),
     "diagnostic-gradient_interference": (
         "Do tasks pull against each other?",
         "Just before a task is trained, the cosine between its gradient and that of each earlier task. Below 0, the "

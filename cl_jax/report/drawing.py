@@ -17,7 +17,8 @@ from matplotlib.lines import Line2D
 from matplotlib.text import Text
 
 from cl_jax.report.cells import printable
-from cl_jax.report.panels import Spans, num_columns
+from cl_jax.report.panels import Point, Spans, num_columns
+from cl_jax.report.styles import Style
 
 FORMATS = ("svg", "pdf", "png")
 PNG_DPI = 160
@@ -47,6 +48,8 @@ STYLE: dict[Any, Any] = {
     "lines.markersize": 4.5,
     "legend.frameon": False,
 }
+_MARKERS = {"circle": "o", "square": "s", "diamond": "D", "triangle-up": "^", "x": "X", "star": "*"}
+_DASHES = {"solid": "-", "dash": "--", "dot": ":", "dashdot": "-."}
 _CHARACTER = 0.066  # width of one in a title
 _LEFT, _RIGHT, _BOTTOM = 0.55, 0.15, 0.42
 _TITLE, _TICKS, _NAME = 0.27, 0.17, 0.17  # what stands above and below a panel
@@ -126,9 +129,25 @@ def line(
         axis.fill_between(x, spans.mean - spans.std, spans.mean + spans.std, color=colour, alpha=0.15, linewidth=0)
 
 
+def point(axis: Axes, point: Point, style: Style, *, bars: bool) -> None:
+    """A configuration in the plane: the chosen one large, one with a diverged seed hollow; bars of +-1 std."""
+    x, y = float(point.learning.mean), float(point.forgetting.mean)
+    if bars and np.isfinite(point.learning.std):
+        spread = (float(point.forgetting.std), float(point.learning.std))
+        axis.errorbar(x, y, *spread, color=style.colour, linewidth=1, capsize=2, zorder=3)
+    drawn: dict[str, Any] = {"marker": look(style)[0], "color": style.colour, "zorder": 4}
+    size, alpha = (8, 1.0) if point.chosen else (4.5, 0.75)
+    axis.plot(x, y, markersize=size, alpha=alpha, markerfacecolor="none" if point.diverged else style.colour, **drawn)
+
+
 def mark(colour: str, marker: str = "", dash: Any = "", **style: Any) -> Line2D:
     """An entry of a legend."""
     return Line2D([], [], color=colour, marker=marker, linestyle=dash, **style)
+
+
+def look(style: Style) -> tuple[str, str]:
+    """Marker and dash."""
+    return _MARKERS[style.marker], _DASHES[style.dash]
 
 
 def title(text: str, width: float) -> str:

@@ -10,12 +10,12 @@ from typing import Any
 
 import pyarrow
 
-from cl_jax.report import charts, diagnostic_charts, measured
+from cl_jax.report import charts, diagnostic_charts, measured, text_tables
 from cl_jax.report.sections import in_short, stream_section, text
 from cl_jax.report.streams import Stream, read
 from cl_jax.report.summary import summarize
-from cl_jax.report.tables import by_stream, render_table
-from cl_jax.report.template import ERROR_COUNTER, GLOSSARY, SCRIPT, STYLE
+from cl_jax.report.tables import by_stream, plain_markdown, render_table
+from cl_jax.report.template import ERROR_COUNTER, SCRIPT, STYLE, glossary
 from cl_jax.selection import ALL, Protocol
 
 # The browser itself refuses every request that leaves the file.
@@ -71,7 +71,7 @@ def write_report(
         paths += diagnostic_figures.write_figures(each, folder / "figures", name)
     texts = {
         "summary.csv": render_table(rows, "csv"),
-        "summary.md": render_table(rows, "markdown"),
+        "summary.md": "\n".join([render_table(rows, "markdown"), *_more_tables(streams)]),
         "report.html": page(streams, environment, experiment, found),
     }
     for name, content in texts.items():
@@ -110,7 +110,8 @@ def page(
     # "<" would end the script element early or open a comment in it; JSON may write it as an escape.
     data = json.dumps(specifications, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c")
     name = text(str(experiment["name"]))
-    glossary = "".join(f"<dt>{text(term)}</dt><dd>{text(meaning)}</dd>" for term, meaning in GLOSSARY)
+    terms = glossary([stream.measure for stream in streams])
+    meanings = "".join(f"<dt>{text(term)}</dt><dd>{text(meaning)}</dd>" for term, meaning in terms)
     return f"""<!DOCTYPE html>
 <html lang="en">
 <head>
@@ -128,10 +129,10 @@ def page(
 {in_short(streams, rows, identifiers)}
 {"".join(sections)}
 <h2>What each number means</h2>
-<dl>{glossary}</dl>
+<dl>{meanings}</dl>
 <footer>
 <h3>How this was made</h3>
-<dl class="facts">{_facts(_selection(streams[0].protocol) | _flat(environment))}</dl>
+<dl class="facts">{_facts(_selection([stream.protocol for stream in streams]) | _flat(environment))}</dl>
 </footer>
 </main>
 <script type="application/json" id="charts">{data}</script>
@@ -142,11 +143,12 @@ def page(
 """
 
 
-def _selection(protocol: Protocol) -> dict[str, str]:
+def _selection(protocols: Sequence[Protocol]) -> dict[str, str]:
+    """Of the streams' protocols, which are one in the words of each stream."""
     return {
-        "hyper-parameters chosen by": protocol.words,
-        "as in": protocol.source,
-        "option": f"--select {protocol.name}",
+        "hyper-parameters chosen by": "; ".join(dict.fromkeys(each.words for each in protocols)),
+        "as in": protocols[0].source,
+        "option": f"--select {protocols[0].name}",
     }
 
 
@@ -155,6 +157,10 @@ def library() -> str:
     # The file alone: to import plotly takes time that a page has no use for.
     file = importlib.resources.files("plotly") / "package_data" / "plotly.min.js"
     return file.read_text(encoding="utf-8")
+
+
+def _more_tables(streams: Sequence[Stream]) -> list[str]:
+    return [plain_markdown(stream.label, each) for stream in streams for each in text_tables.tables(stream)]
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

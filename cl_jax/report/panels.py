@@ -1,4 +1,4 @@
-"""What the figures show, free of any drawing library: means and spreads over seeds, in percent."""
+"""What the figures show, free of any drawing library: means and spreads over seeds, as they are shown."""
 
 import math
 from collections.abc import Sequence
@@ -7,10 +7,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from cl_jax import metrics
-from cl_jax.report.configurations import Configuration, Varied
+from cl_jax.report.configurations import BASELINE, UPPER_BOUND, Configuration, Varied
+from cl_jax.report.kinds import ACCURACY
+from cl_jax.report.measure import Measure, spoken
 from cl_jax.report.settings import describe, format_value, is_number, short_names, tried_values
 from cl_jax.report.streams import Stream
-from cl_jax.report.styles import METRIC_COLOURS
 from cl_jax.statistics import pareto_front
 
 MAX_BANDS = 6  # more bands than that hide each other
@@ -18,7 +19,9 @@ MAX_NUMBERED = 6  # tasks up to which the cells of a matrix carry their number
 
 
 class Spans(NamedTuple):
-    """Mean and standard deviation over seeds, in percent; NaN where nothing was measured, or by one seed only."""
+    """Mean and standard deviation over seeds, as shown (accuracy in percent); NaN where nothing was measured, or by one
+    seed only.
+    """
 
     mean: np.ndarray
     std: np.ndarray
@@ -28,11 +31,12 @@ class Spans(NamedTuple):
         """Those of some entries."""
         return Spans(self.mean[index], self.std[index], self.n[index])
 
-    def texts(self) -> list[str]:
+    def texts(self, measure: Measure = ACCURACY) -> list[str]:
         """`51.8 ± 2.2 %, n = 5` each: mean, standard error and seeds."""
         sem = self.std / np.sqrt(np.maximum(self.n, 1))
+        digits, unit = measure.format.decimals, measure.words.unit
         return [
-            f"{mean:.1f}" + (f" ± {error:.1f}" if np.isfinite(error) else "") + f" %, n = {n}"
+            f"{mean:.{digits}f}" + (f" ± {error:.{digits}f}" if np.isfinite(error) else "") + f"{unit}, n = {n}"
             for mean, error, n in zip(np.ravel(self.mean), np.ravel(sem), np.ravel(self.n), strict=True)
         ]
 
@@ -56,7 +60,7 @@ class StrengthPanel(NamedTuple):
 
 
 class Point(NamedTuple):
-    """One configuration in the stability-plasticity plane, in percent."""
+    """One configuration in the stability-plasticity plane, as shown."""
 
     method: str
     label: str
@@ -67,14 +71,18 @@ class Point(NamedTuple):
     together: bool = False  # put together of several configurations: no trade-off that one run reached
 
 
-def spans(values: np.ndarray) -> Spans:
-    """Mean and standard deviation (ddof 1) over the first axis, leaving NaN out."""
+def spans(values: np.ndarray, scale: float = 100.0) -> Spans:
+    """Mean and standard deviation (ddof 1) over the first axis, leaving NaN out.
+
+    Args:
+        scale: what 1 is shown as, 100 for percent.
+    """
     known = ~np.isnan(values)
     count = known.sum(axis=0)
     with np.errstate(invalid="ignore", divide="ignore"):
         mean = np.where(known, values, 0.0).sum(axis=0) / count
         variance = np.where(known, (values - mean) ** 2, 0.0).sum(axis=0) / (count - 1)
-        return Spans(100 * mean, 100 * np.where(count > 1, np.sqrt(variance), np.nan), count)
+        return Spans(scale * mean, scale * np.where(count > 1, np.sqrt(variance), np.nan), count)
 
 
 def shown(configuration: Configuration) -> np.ndarray:
@@ -83,43 +91,48 @@ def shown(configuration: Configuration) -> np.ndarray:
 
 
 def matrix(configuration: Configuration) -> Spans:
-    """R [T, T] in percent, over seeds; NaN on future tasks where those have no active outputs."""
-    return _measured(configuration, configuration.accuracy["test"][shown(configuration)], first=1)
+    """R [T, T] as shown, over seeds; NaN on future tasks where those have no active outputs."""
+    return _measured(configuration, configuration.matrix["test"][shown(configuration)], first=1)
 
 
 def over_training(configuration: Configuration) -> Spans:
-    """[T + 1, T]: accuracy of each task after 0, 1, ..., T tasks; NaN as in `matrix`."""
+    """[T + 1, T]: the measure on each task after 0, 1, ..., T tasks; NaN as in `matrix`."""
     members = shown(configuration)
     initial = configuration.initial["test"][members, None]
-    return _measured(configuration, np.concatenate([initial, configuration.accuracy["test"][members]], axis=1), first=0)
+    return _measured(configuration, np.concatenate([initial, configuration.matrix["test"][members]], axis=1), first=0)
 
 
-def _measured(configuration: Configuration, accuracy: np.ndarray, first: int) -> Spans:
-    """Over seeds; rows of `accuracy` [S, ., T] start after `first` tasks."""
-    after, task = np.arange(accuracy.shape[1])[:, None] + first, np.arange(1, accuracy.shape[2] + 1)
+def _measured(configuration: Configuration, values: np.ndarray, first: int) -> Spans:
+    """Over seeds; rows of `values` [S, ., T] start after `first` tasks."""
+    after, task = np.arange(values.shape[1])[:, None] + first, np.arange(1, values.shape[2] + 1)
     future = configuration.class_incremental & (task > after)
-    return spans(np.where(future, np.nan, accuracy))
+    return spans(np.where(future, np.nan, values), configuration.measure.format.scale)
 
 
 def seen(configuration: Configuration) -> Spans:
-    """[T]: accuracy over the tasks seen so far, after each task; NaN, and left out, before the first reported one."""
+    """[T]: the mean over the tasks seen so far, after each task; NaN, and left out, before the first reported one."""
     first = configuration.first_task - 1
-    accuracy = configuration.accuracy["test"][shown(configuration)][:, first:, first:]
-    found = metrics.seen_accuracy(accuracy)
-    return spans(np.pad(found, ((0, 0), (first, 0)), constant_values=np.nan))
+    found = metrics.seen_accuracy(configuration.matrix["test"][shown(configuration)][:, first:, first:])
+    return of_metric(configuration, np.pad(found, ((0, 0), (first, 0)), constant_values=np.nan))
+
+
+def of_metric(configuration: Configuration, values: np.ndarray) -> Spans:
+    """Of values in the measure of the runs."""
+    return spans(values, configuration.measure.format.scale)
 
 
 def reference(stream: Stream, method: str) -> float:
-    """Average accuracy of a bound, in percent; NaN where there is none."""
+    """Where a bound ends, as shown; NaN where there is none."""
     if method not in stream.chosen:
         return np.nan
-    return float(spans(stream.chosen[method].scores("average_accuracy")).mean)
+    bound = stream.chosen[method]
+    return float(of_metric(bound, bound.scores(stream.measure.end)).mean)
 
 
 def strength_panels(stream: Stream) -> list[StrengthPanel]:
     """One panel for each swept numerical hyper-parameter of each method.
 
-    Where others are swept too, each value is shown by its best configuration by validation accuracy.
+    Where others are swept too, each value is shown by its best configuration on validation.
     """
     wanted = [
         _strength_panel(stream, method, name, label)
@@ -170,10 +183,46 @@ def thinned(position: np.ndarray, count: int = 6) -> list[int]:
     return kept
 
 
-def floor(panel: StrengthPanel) -> float:
-    """Where the axis of a strength panel starts: 0, or below what is negative."""
-    lowest = [spans.mean - np.nan_to_num(spans.std) for spans in panel.metrics.values()]
-    return float(min(-2.0, np.nanmin(lowest, initial=0.0) - 2))
+def ends(panels: Sequence[StrengthPanel], stream: Stream) -> tuple[float, float]:
+    """Of the axis of strength panels: from 0, or below what is negative, to as far as the measure goes or the numbers
+    and the bounds do.
+    """
+    measure = stream.measure
+    found = [spans for panel in panels for spans in panel.metrics.values()]
+    lowest = float(np.nanmin(np.concatenate([each.mean - np.nan_to_num(each.std) for each in found]), initial=0.0))
+    if measure.range is not None:
+        return min(-2.0, lowest - 2), measure.range[1] + 2
+    bounds = np.array([reference(stream, name) for name in (BASELINE, UPPER_BOUND)])
+    highest = np.concatenate([bounds, *(each.mean + np.nan_to_num(each.std) for each in found)])
+    return _with_room(lowest, float(np.nanmax(highest, initial=0.0)))
+
+
+def levels(stream: Stream) -> tuple[float, float]:
+    """Of an axis of the measure on single tasks, from the first that was trained on."""
+    if stream.measure.range is not None:
+        return stream.measure.range[0] - 2, stream.measure.range[1] + 2
+    return _with_room(*_found(stream, 1))
+
+
+def shades(stream: Stream) -> tuple[float, float]:
+    """Of the colours of the matrices."""
+    low, high = stream.measure.range or _found(stream, 0)
+    return (low, high) if low < high else (low - 0.5, high + 0.5)
+
+
+def _found(stream: Stream, stds: int) -> tuple[float, float]:
+    """The least and the most in the matrices, so many standard deviations included."""
+    values = [np.zeros(0)]
+    for each in map(matrix, stream.chosen.values()):
+        around = stds * np.nan_to_num(each.std)
+        values += [each.mean - around, each.mean + around]
+    finite = np.concatenate([each[np.isfinite(each)] for each in values])
+    return (float(finite.min()), float(finite.max())) if finite.size else (0.0, 1.0)
+
+
+def _with_room(low: float, high: float) -> tuple[float, float]:
+    room = 0.04 * (high - low) or 0.5
+    return low - room, high + room
 
 
 def plane(stream: Stream) -> list[Point]:
@@ -181,8 +230,8 @@ def plane(stream: Stream) -> list[Point]:
     points = []
     together = [each for each in stream.chosen.values() if not any(each is other for other in stream.configurations)]
     for configuration in stream.configurations + together:
-        learning = spans(configuration.scores("learning_accuracy"))
-        forgetting = spans(configuration.scores("forgetting"))
+        learning = of_metric(configuration, configuration.scores(stream.measure.learning))
+        forgetting = of_metric(configuration, configuration.scores("forgetting"))
         if np.isfinite(learning.mean) and np.isfinite(forgetting.mean):
             method = configuration.method
             short = short_names(stream.swept[method])
@@ -215,9 +264,9 @@ def _strength_panel(stream: Stream, method: str, name: str, label: str) -> Stren
     chosen = stream.chosen[method].hyper_parameters[name]
     chosen = chosen if isinstance(chosen, Varied) else (chosen,)
     measured = {}
-    for metric in METRIC_COLOURS:
-        series = [spans(each.scores(metric.replace(" ", "_"))) for each in best]
-        measured[metric] = Spans(*(np.array(parts) for parts in zip(*series, strict=True)))
+    for metric in stream.measure.curves:
+        series = [of_metric(each, each.scores(metric)) for each in best]
+        measured[spoken(metric)] = Spans(*(np.array(parts) for parts in zip(*series, strict=True)))
     return StrengthPanel(
         method,
         label,

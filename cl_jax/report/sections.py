@@ -6,15 +6,16 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from cl_jax.report import cells, charts, panels, styles
-from cl_jax.report.cells import number, percent, printable
+from cl_jax.report import cells, charts, panels, styles, text_tables
+from cl_jax.report.cells import printable
 from cl_jax.report.comparison import Comparison, Outcome, compare, measured_on, sentences
 from cl_jax.report.configurations import Configuration, tasks_done
 from cl_jax.report.diagnostic_words import CAPTIONS as OF_DIAGNOSTICS
+from cl_jax.report.measure import Format, Measure, spoken
 from cl_jax.report.settings import EDGE, describe, short_names
 from cl_jax.report.streams import Stream
-from cl_jax.report.summary import SPREADS, SummaryRow
-from cl_jax.report.template import CAPTIONS, EDGE_HINT
+from cl_jax.report.summary import SummaryRow
+from cl_jax.report.template import EDGE_HINT, captions
 from cl_jax.report.words import findings
 from cl_jax.selection import ALL, Protocol
 from cl_jax.statistics import Spread, spread
@@ -42,6 +43,8 @@ def stream_section(
 ) -> str:  # fmt: skip
     """Tables and figures of one stream; `rows` are its own, `costs` of `diagnostic_charts.costs`."""
     notes = "".join(f"<li>{text(line)}</li>" for line in cells.notes(rows))
+    measure = stream.measure
+    order = f"{measure.good('low', 'high')} to {measure.good('high', 'low')} {measure.name}"
     undefined = " Forward transfer is undefined here: the classes of a later task have no outputs yet."
     return f"""
 <section id="{identifier}">
@@ -49,12 +52,12 @@ def stream_section(
 <p class="soft">{_overview(stream)}</p>
 {_summary_table(stream, rows)}
 <p class="caption">{text(cells.caption(rows))} Each method is shown by the configuration that was best by that; the test
-split took no part in the choice. Methods stand from low to high accuracy between the two
+split took no part in the choice. Methods stand from {order} between the two
 bounds.{undefined if stream.configurations[0].class_incremental else ""} Hover a number for more digits.</p>
 {f'<ul class="notes">{notes}</ul>' if notes else ""}
 {_every_metric(rows)}
 {_all_configurations(stream)}
-{"".join(_figure(figure) for figure in drawn)}{_costs(costs)}
+{_figures(stream, drawn)}{_costs(costs)}
 {_protocols(compare(stream))}
 </section>"""
 
@@ -64,7 +67,7 @@ def _overview(stream: Stream) -> str:
     unfinished = sum(int(each.unfinished.sum()) for each in stream.configurations)
     diverged = sum(int(each.diverged.sum()) for each in stream.configurations)
     stopped = sum(int(each.stopped.sum()) for each in stream.configurations)
-    parts = [_count(stream.num_tasks, "task"), _count(len(stream.chosen), "method")]
+    parts = [stream.wording.count(stream.num_tasks), _count(len(stream.chosen), "method")]
     parts += [_count(len(stream.configurations), "configuration"), _count(members, "run")]
     parts += [f"{_count(stopped, 'run')} stopped early"] * bool(stopped)
     parts += [f"measured on {measured_on(stream)}"] * (stream.protocol.name != ALL.name)
@@ -97,15 +100,16 @@ def _hover(cell: str, row: SummaryRow, metric: str) -> str:
     if not metric or math.isnan(getattr(row, metric).mean):
         return cell
     value: Spread = getattr(row, metric)
-    return f'<span title="mean {_digits(value.mean)}, std {_digits(value.std)}, n = {value.n}">{cell}</span>'
+    digits = row.measure.metrics[metric].format.digits
+    return f'<span title="mean {digits(value.mean)}, std {digits(value.std)}, n = {value.n}">{cell}</span>'
 
 
 def _every_metric(rows: Sequence[SummaryRow]) -> str:
     headers = [("method", True), ("metric", True), *((name, False) for name in ("mean", "std", "SEM", "n"))]
     lines = [
-        [text(row.method), name.replace("_", " "), *map(_digits, getattr(row, name)[:3]), str(getattr(row, name).n)]
+        [text(row.method), spoken(name), *map(metric.format.digits, getattr(row, name)[:3]), str(getattr(row, name).n)]
         for row in rows
-        for name in SPREADS
+        for name, metric in row.measure.metrics.items()
         if not math.isnan(getattr(row, name).mean)
     ]
     if not lines:
@@ -115,7 +119,8 @@ def _every_metric(rows: Sequence[SummaryRow]) -> str:
 
 
 def _all_configurations(stream: Stream) -> str:
-    headers = ["judged by (validation accuracy)", "test accuracy", "forgetting", "learning accuracy"]
+    measure = stream.measure
+    headers = [f"judged by (validation {measure.name})", f"test {measure.name}", "forgetting", spoken(measure.learning)]
     columns = [("method", True), ("configuration", True), *((name, False) for name in headers), ("runs", True)]
     table = _table(columns, [_configuration_cells(stream, each) for each in stream.configurations])
     count = _count(len(stream.configurations), "configuration")
@@ -125,9 +130,11 @@ def _all_configurations(stream: Stream) -> str:
 def _configuration_cells(stream: Stream, configuration: Configuration) -> list[str]:
     short = short_names(stream.swept[configuration.method])
     settings = ", ".join(describe({short[name]: configuration.hyper_parameters[name] for name in short})) or "-"
-    score = configuration.score if math.isfinite(configuration.score) else math.nan
-    metrics = ("average_accuracy", "forgetting", "learning_accuracy")
-    numbers = [number(value) for value in (score, *(spread(configuration.scores(metric)).mean for metric in metrics))]
+    measure = stream.measure
+    score = measure.sign * configuration.score if math.isfinite(configuration.score) else math.nan
+    metrics = (measure.end, "forgetting", measure.learning)
+    means = [spread(configuration.scores(metric)).mean for metric in metrics]
+    numbers = [measure.format.number(value) for value in (score, *means)]
     runs = [_run(configuration, index) for index in range(len(configuration.members))]
     return [text(configuration.method), text(settings + _use(stream, configuration)), *numbers, text(", ".join(runs))]
 
@@ -149,7 +156,8 @@ def _run(configuration: Configuration, index: int) -> str:
     facts += ["used to choose, not reported"] * (not configuration.counted[index])
     facts += ["diverged"] * bool(configuration.diverged[index])
     facts += ["unfinished"] * bool(configuration.unfinished[index])
-    facts += [f"stopped after task {tasks_done(configuration, only)}"] * bool(configuration.stopped[index])
+    if configuration.stopped[index]:
+        facts.append(f"stopped after {configuration.wording.one(tasks_done(configuration, only))}")
     return f"{configuration.members[index]} ({', '.join(facts)})"
 
 
@@ -157,15 +165,17 @@ def _protocols(comparison: Comparison | None) -> str:
     """What each protocol would have chosen and reported, beside the best on test."""
     if comparison is None:
         return ""
-    title, caption = CAPTIONS["selection"]
+    measure = comparison.measure
+    title, caption = captions(measure)["selection"]
     columns = [("method", True), *((each.name, False) for each in comparison.protocols), ("best on test", False)]
     scopes = [f'<span class="soft">{text(each)}</span>' for each in ("measured on", *comparison.measured_on)]
     lines = [[*scopes, scopes[1]]]
     lines += [
-        [text(method), *(_outcome(each, outcomes[0]) for each in outcomes)]
+        [text(method), *(_outcome(each, outcomes[0], measure.format) for each in outcomes)]
         for method, outcomes in comparison.methods.items()
     ]
-    lines.append(["points below the best on test, mean", *map(number, comparison.gaps), "-"])
+    label = f"{measure.words.step.strip()} {measure.good('below', 'above')} the best on test, mean"
+    lines.append([label, *map(measure.format.number, comparison.gaps), "-"])
     told = "".join(f"<li><b>{text(each.name)}</b>: {_in_full(each)}</li>" for each in comparison.protocols)
     said = text(" ".join(sentences(comparison)))
     return (
@@ -178,10 +188,10 @@ def _in_full(protocol: Protocol) -> str:
     return text(f"{protocol.words}." + f" {protocol.caution}." * bool(protocol.caution))
 
 
-def _outcome(outcome: Outcome, first: Outcome) -> str:
+def _outcome(outcome: Outcome, first: Outcome, written: Format) -> str:
     """The number, and what was chosen for it: marked where it is not what the first protocol chose."""
     look = "soft" if outcome.chosen == first.chosen else "flag"
-    return f'{percent(outcome.accuracy)}<br><span class="{look}">{text(outcome.chosen)}</span>'
+    return f'{written.mean(outcome.accuracy)}<br><span class="{look}">{text(outcome.chosen)}</span>'
 
 
 def _table(columns: Sequence[tuple[str, bool]], rows: Sequence[Sequence[str]]) -> str:
@@ -203,8 +213,23 @@ def _costs(costs: tuple[Sequence[str], Sequence[Sequence[str]]] | None) -> str:
     return f'<h3>{title}</h3><p class="caption">{text(caption)}</p>{table}'
 
 
-def _figure(figure: charts.Figure) -> str:
-    title, caption = {**CAPTIONS, **OF_DIAGNOSTICS}[figure.kind]
+def _figures(stream: Stream, drawn: Sequence[charts.Figure]) -> str:
+    """The figures, each with the tables that belong below it, and what is left over."""
+    tables, kinds = text_tables.tables(stream), [figure.kind for figure in drawn]
+    parts = []
+    for figure in drawn:
+        parts.append(_figure(figure, stream.measure))
+        parts += [_plain_table(table) for table in tables if table.below == figure.kind]
+    return "".join([*parts, *(_plain_table(table) for table in tables if table.below not in kinds)])
+
+
+def _plain_table(table: text_tables.Table) -> str:
+    body = _table(table.columns, [[*map(text, row)] for row in table.rows])
+    return f'<h3>{text(table.title)}</h3><p class="caption">{text(table.caption)}</p>{body}'
+
+
+def _figure(figure: charts.Figure, measure: Measure) -> str:
+    title, caption = captions(measure)[figure.kind]
     legend = "".join(
         f'<span><i class="{mark}" style="--colour:{colour}"></i>{text(label)}</span>'
         for mark, colour, label in figure.legend
@@ -215,16 +240,12 @@ def _figure(figure: charts.Figure) -> str:
         for chart in figure.charts
     )
     columns = panels.num_columns(len(figure.charts))
-    wide = " wide" if figure.kind in ("average-accuracy", "plane") else ""
+    wide = " wide" if figure.wide else ""
     shared = f'<div class="legend">{legend}</div>' if legend else ""
     return (
         f'<h3>{title}</h3><p class="caption">{text(caption)}</p>{shared}'
         f'<div class="panels{wide}" style="--columns:{columns}">{drawings}</div>'
     )
-
-
-def _digits(value: float) -> str:
-    return "-" if math.isnan(value) else f"{100 * value:.2f}"
 
 
 def _count(number: int, what: str) -> str:

@@ -8,7 +8,9 @@ import pyarrow
 
 from cl_jax.errors import UserError
 from cl_jax.report.configurations import BASELINE, UPPER_BOUND, Configuration, Varied, grouped, hashable
+from cl_jax.report.measure import Measure
 from cl_jax.selection import ALL, Candidates, Choice, Protocol
+from cl_jax.wording import Wording
 
 
 class Stream(NamedTuple):
@@ -26,6 +28,16 @@ class Stream(NamedTuple):
     def of(self, method: str) -> list[Configuration]:
         """The configurations of one method."""
         return [configuration for configuration in self.configurations if configuration.method == method]
+
+    @property
+    def measure(self) -> Measure:
+        """What its runs are measured in."""
+        return self.configurations[0].measure
+
+    @property
+    def wording(self) -> Wording:
+        """What its tasks are called."""
+        return self.configurations[0].wording
 
     @property
     def seeds(self) -> np.ndarray:
@@ -58,22 +70,23 @@ def reselected(stream: Stream, protocol: Protocol) -> Stream:
 
 def candidates(configurations: Sequence[Configuration], seeds: np.ndarray, split: str = "validation") -> Candidates:
     """What a protocol may see of the configurations of one method, over the seeds [S] of all methods."""
-    num_tasks = configurations[0].accuracy[split].shape[-1]
-    accuracy = np.full((len(configurations), len(seeds), num_tasks + 1, num_tasks), np.nan)
+    num_tasks, sign = configurations[0].matrix[split].shape[-1], configurations[0].measure.sign
+    seen = np.full((len(configurations), len(seeds), num_tasks + 1, num_tasks), np.nan)
     present, complete, diverged = np.zeros((3, len(configurations), len(seeds)), bool)
     for index, each in enumerate(configurations):
         at = np.searchsorted(seeds, each.seeds)
-        accuracy[index, at] = np.concatenate([each.initial[split][:, None], each.accuracy[split]], axis=1)
+        seen[index, at] = sign * np.concatenate([each.initial[split][:, None], each.matrix[split]], axis=1)
         present[index, at], complete[index, at], diverged[index, at] = True, each.complete, each.diverged
     stopped = np.array([each.stopped.any() for each in configurations])
-    return Candidates(accuracy, seeds, present, complete, diverged, stopped)
+    return Candidates(seen, seeds, present, complete, diverged, stopped)
 
 
 def by_result(chosen: Mapping[str, Configuration]) -> dict[str, Configuration]:
-    """Between the bounds, fine-tuning first and joint last: from low to high test average accuracy, unscored last."""
+    """Between the bounds, fine-tuning first and joint last: from worst to best at the end, on test, unscored last."""
 
     def key(method: str) -> tuple[int, float]:
-        scores = chosen[method].scores("average_accuracy")
+        measure = chosen[method].measure
+        scores = measure.sign * chosen[method].scores(measure.end)
         group = 0 if method == BASELINE else 3 if method == UPPER_BOUND else 1 if len(scores) else 2
         return group, float(scores.mean()) if len(scores) else 0.0
 
@@ -107,8 +120,8 @@ def _selected(
     chosen = by_result(chosen)
     return Stream(
         label,
-        num_tasks=configurations[0].accuracy["test"].shape[-1],
-        protocol=protocol,
+        num_tasks=configurations[0].matrix["test"].shape[-1],
+        protocol=protocol.said(configurations[0].wording),
         configurations=[each for method in chosen for each in of[method]],
         chosen=chosen,
         choices=choices,
@@ -132,9 +145,9 @@ def _shown(configurations: list[Configuration], choice: Choice, seeds: np.ndarra
         return configurations[taken[0]] if len(taken) else best._replace(counted=np.zeros_like(best.counted))
     used = np.flatnonzero((choice.configuration >= 0).all(axis=1))
     rows = choice.configuration[used]  # [S', T]
-    seen = {split: candidates(configurations, seeds, split) for split in configurations[0].accuracy}
-    after = np.arange(rows.shape[1])
-    accuracy = {split: each.validation[rows, used[:, None], after + 1] for split, each in seen.items()}
+    seen = {split: candidates(configurations, seeds, split) for split in configurations[0].matrix}
+    after, sign = np.arange(rows.shape[1]), configurations[0].measure.sign
+    matrix = {split: sign * each.validation[rows, used[:, None], after + 1] for split, each in seen.items()}
     parts = [configurations[index] for index in taken]
     return parts[0]._replace(
         hyper_parameters={name: _values([each.hyper_parameters[name] for each in parts]) for name in _names(parts)},
@@ -142,9 +155,9 @@ def _shown(configurations: list[Configuration], choice: Choice, seeds: np.ndarra
         seeds=seeds[used],
         diverged=seen["test"].diverged[rows, used[:, None]].any(axis=1),
         stopped=np.zeros(len(used), bool),
-        complete=np.asarray(np.isfinite(accuracy["test"][:, -1]).all(axis=-1)),
-        accuracy=accuracy,
-        initial={split: each.validation[rows[:, 0], used, 0] for split, each in seen.items()},
+        complete=np.asarray(np.isfinite(matrix["test"][:, -1]).all(axis=-1)),
+        matrix=matrix,
+        initial={split: sign * each.validation[rows[:, 0], used, 0] for split, each in seen.items()},
         counted=choice.seeds[used],
         score=-np.inf,
         place=0,

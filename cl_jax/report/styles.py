@@ -5,6 +5,7 @@ from typing import NamedTuple
 import numpy as np
 
 from cl_jax.report.configurations import BASELINE, UPPER_BOUND
+from cl_jax.report.measure import Measure, spoken
 from cl_jax.report.streams import Stream
 
 # Read on white and on near-black, and told apart by most colour-blind readers in this order.
@@ -12,7 +13,7 @@ COLOURS = ("#2f7fd1", "#e07b1a", "#1f9e77", "#d1495b", "#8e6bc9", "#a3762b", "#d
 GREY = "#8a8f98"
 MARKERS = ("circle", "square", "diamond", "triangle-up")
 DASHES = ("solid", "dash", "dot", "dashdot")
-METRIC_COLOURS = {"average accuracy": COLOURS[0], "learning accuracy": COLOURS[2], "forgetting": COLOURS[3]}
+RED = COLOURS[3]
 _TASK_COLOURS = ("#4a58c8", "#1f86d1", "#17a39b", "#58ac4c", "#b5a42c", "#e0812a", "#d4504f")
 
 
@@ -37,6 +38,11 @@ def method_styles(stream: Stream) -> dict[str, Style]:
         return Style(COLOURS[colour], MARKERS[turn % len(MARKERS)], DASHES[turn % len(DASHES)])
 
     return {method: style(method) for method in stream.chosen}
+
+
+def metric_colours(measure: Measure) -> dict[str, str]:
+    """Of its metrics that are drawn against hyper-parameters, by what they are called."""
+    return dict(zip(map(spoken, measure.curves), (COLOURS[0], COLOURS[2], RED), strict=True))
 
 
 def task_colours(num_tasks: int) -> list[str]:

@@ -8,29 +8,32 @@ import pyarrow
 
 from cl_jax.report.cautions import cautions
 from cl_jax.report.configurations import BASELINE, Configuration
+from cl_jax.report.kinds import ACCURACY
+from cl_jax.report.measure import Measure
 from cl_jax.report.settings import is_number, short_names, tried_values
 from cl_jax.report.streams import Stream, read
 from cl_jax.selection import ALL, Protocol
 from cl_jax.statistics import Difference, Spread, paired_difference, spread
+from cl_jax.wording import Wording
 
-SPREADS = (
-    "average_accuracy",
-    "average_incremental_accuracy",
-    "forgetting",
-    "learning_accuracy",
-    "backward_transfer",
-    "forward_transfer",
-)
+SPREADS = tuple(ACCURACY.metrics)  # of images
+_NONE = spread([])
 
 
 class SummaryRow(NamedTuple):
-    """One method on one stream, shown by its chosen configuration. Accuracies are fractions, on the test split."""
+    """One method on one stream, shown by its chosen configuration, on the test split.
+
+    Accuracies are fractions. Of text everything is in bits per byte, but retention, a fraction; of the metrics it has
+    those that `measure` has, the others are of no values.
+    """
 
     stream: str
     method: str
     num_tasks: int
     first_task: int  # every number is of the tasks from this one on; 1: of all
     protocol: Protocol
+    measure: Measure
+    wording: Wording
     chosen: dict[str, Any]  # short name of each swept hyper-parameter -> chosen value; empty where none was chosen
     tried: dict[str, list[Any]]  # the same names -> values tried, sorted where they are numbers
     at_edge: list[str]  # names whose chosen value is the smallest or largest tried: the grid may be too narrow
@@ -46,8 +49,21 @@ class SummaryRow(NamedTuple):
     learning_accuracy: Spread
     backward_transfer: Spread
     forward_transfer: Spread
-    difference: Difference | None  # in average accuracy to fine-tuning, paired by seed; None: no such pair
+    difference: Difference | None  # of the measure at the end to fine-tuning, paired by seed; None: no such pair
     warnings: list[str]  # what else a reader must know before using the row
+    bits_per_byte: Spread = _NONE
+    learning: Spread = _NONE
+    retention: Spread = _NONE
+
+    @property
+    def end(self) -> Spread:
+        """What it is ranked by: the measure over the tasks at the end."""
+        return getattr(self, self.measure.end)
+
+    @property
+    def learned(self) -> Spread:
+        """What was learned of each task, as the measure has it."""
+        return getattr(self, self.measure.learning)
 
     @property
     def num_reported(self) -> int:
@@ -77,6 +93,8 @@ def _row(stream: Stream, method: str) -> SummaryRow:
         num_tasks=stream.num_tasks,
         first_task=shown.first_task,
         protocol=stream.protocol,
+        measure=stream.measure,
+        wording=stream.wording,
         chosen={} if shown.stopped.any() else {short[name]: shown.hyper_parameters[name] for name in short},
         tried=tried,
         at_edge=[short[name] for name in short if _at_edge(ends, name, tried[short[name]])],
@@ -86,7 +104,7 @@ def _row(stream: Stream, method: str) -> SummaryRow:
         num_diverged=int((shown.diverged & shown.counted).sum()),
         num_unfinished=int((shown.unfinished & shown.counted).sum()),
         num_stopped=sum(bool(each.stopped.any()) for each in of),
-        **{name: spread(shown.scores(name)) for name in SPREADS},
+        **dict.fromkeys(SPREADS, _NONE) | {name: spread(shown.scores(name)) for name in stream.measure.metrics},
         difference=_paired(shown, stream.chosen.get(BASELINE)),
         warnings=cautions(stream, method),
     )
@@ -121,5 +139,5 @@ def _paired(shown: Configuration, baseline: Configuration | None) -> Difference 
     seeds = np.intersect1d(shown.seeds[shown.reported], baseline.seeds[baseline.reported])
     if not len(seeds):
         return None
-    pair = (each.scores("average_accuracy")[np.isin(each.seeds[each.reported], seeds)] for each in (shown, baseline))
+    pair = (each.scores(shown.measure.end)[np.isin(each.seeds[each.reported], seeds)] for each in (shown, baseline))
     return paired_difference(*pair)

@@ -1,5 +1,11 @@
 """The fixed parts of the HTML page: its style, its script and its explanations."""
 
+from collections.abc import Sequence
+
+from cl_jax.report import diagnostic_words, text_words
+from cl_jax.report.kinds import BITS
+from cl_jax.report.measure import Measure
+
 STYLE = """
 :root { color-scheme: light dark; --ground: #ffffff; --card: #f7f8fa; --ink: #1b1f24; --soft: #5b6470;
   --rule: #dfe3e8; --link: #1f6fc4; --warn: #a0480a; }
@@ -197,3 +203,14 @@ GLOSSARY = (
         "largest value tried was best, the true optimum may lie beyond, so widen the grid before comparing.",
     ),
 )
+
+
+def captions(measure: Measure) -> dict[str, tuple[str, str]]:
+    """Of every figure and table by its kind: a title and an explanation."""
+    return {**CAPTIONS, **diagnostic_words.CAPTIONS, **(text_words.CAPTIONS if measure is BITS else {})}
+
+
+def glossary(measures: Sequence[Measure]) -> list[tuple[str, str]]:
+    """What each number means in streams of these measures."""
+    words = [*GLOSSARY] * any(each is not BITS for each in measures)
+    return words + [*text_words.GLOSSARY] * any(each is BITS for each in measures)

@@ -6,16 +6,35 @@ plotly.js reads a little HTML in names and texts, and `%{...}` in templates: use
 
 import html
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from cl_jax.report.cells import printable
+from cl_jax.report.measure import Measure, spoken
 from cl_jax.report.panels import Point, Spans
-from cl_jax.report.styles import METRIC_COLOURS, Style
+from cl_jax.report.streams import Stream
+from cl_jax.report.styles import RED, Style
 
 Json = dict[str, Any]
 SHADE = "rgba(138,143,152,0.35)"
+
+
+class Chart(NamedTuple):
+    """One drawing: a title (plain text), and what plotly.js needs."""
+
+    title: str
+    data: list[Json]
+    layout: Json
+
+
+class Figure(NamedTuple):
+    """Charts under one heading, with the colours they share: (kind of mark, CSS colour, text)."""
+
+    kind: str
+    charts: list[Chart]
+    legend: list[tuple[str, str, str]]
+    wide: bool = False  # one chart, as wide as the page
 
 
 def escape(text: str) -> str:
@@ -23,9 +42,9 @@ def escape(text: str) -> str:
     return html.escape(printable(text))
 
 
-def line(x: Any, spans: Spans, style: Style, name: str, at: Sequence[str]) -> Json:
+def line(x: Any, spans: Spans, style: Style, name: str, at: Sequence[str], measure: Measure) -> Json:
     """A mean; where hovered: `name`, where it is (`at`, one text a point), and the numbers."""
-    texts = [f"{name} {where}<br>{text}" for where, text in zip(at, spans.texts(), strict=True)]
+    texts = [f"{name} {where}<br>{text}" for where, text in zip(at, spans.texts(measure), strict=True)]
     return {
         "type": "scatter",
         "mode": "lines+markers",
@@ -82,11 +101,12 @@ def path(points: Sequence[Point]) -> Json:
     }
 
 
-def points(points: Sequence[Point], style: Style) -> Json:
-    """Points of the plane: the chosen one large, with error bars; hollow where a seed diverged."""
+def points(points: Sequence[Point], style: Style, measure: Measure, all_bars: bool = False) -> Json:
+    """Points of the plane: the chosen one large, it or all of them with error bars; hollow where a seed diverged."""
 
     def bars(values: Sequence[Spans]) -> Json:
-        array = [value.std if point.chosen else np.nan for value, point in zip(values, points, strict=True)]
+        shown = (point.chosen or all_bars for point in points)
+        array = [value.std if bar else np.nan for value, bar in zip(values, shown, strict=True)]
         return {"type": "data", "array": nested(np.array(array)), "thickness": 1.2, "width": 3, "color": style.colour}
 
     learning, forgetting = [point.learning for point in points], [point.forgetting for point in points]
@@ -104,7 +124,7 @@ def points(points: Sequence[Point], style: Style) -> Json:
             "line": {"width": [2 if point.diverged else 0 for point in points], "color": style.colour},
             "symbol": [style.marker + "-open" * point.diverged for point in points],
         },
-        "text": [_describe(point) for point in points],
+        "text": [_describe(point, measure) for point in points],
         "hovertemplate": "%{text}<extra></extra>",
     }
 
@@ -131,7 +151,7 @@ def crosses(positions: np.ndarray) -> Json:
         "mode": "markers",
         "x": positions.tolist(),
         "y": [0] * len(positions),
-        "marker": {"symbol": "x", "size": 10, "color": METRIC_COLOURS["forgetting"]},
+        "marker": {"symbol": "x", "size": 10, "color": RED},
         "cliponaxis": False,
         "hovertemplate": "a seed diverged<extra></extra>",
     }
@@ -163,8 +183,15 @@ def nested(values: np.ndarray) -> list:
     return filled.tolist()
 
 
-def _describe(point: Point) -> str:
+def legend_rows(stream: Stream) -> int:
+    """Of the legend of a figure with all methods."""
+    # Around 1000 pixels: a mark and the text of every entry, all as wide as the longest.
+    widest = 50 + 7.5 * max(len(method) for method in (*stream.chosen, "Pareto front"))
+    return -(-(len(stream.chosen) + 2) // max(1, int(1000 / widest)))
+
+
+def _describe(point: Point, measure: Measure) -> str:
     status = " (chosen)" * point.chosen + " (a seed diverged)" * point.diverged
     head = ", ".join(part for part in (escape(point.method), escape(point.label)) if part)
-    (learning,), (forgetting,) = point.learning.texts(), point.forgetting.texts()
-    return f"{head}{status}<br>learning accuracy {learning}<br>forgetting {forgetting}"
+    (learning,), (forgetting,) = point.learning.texts(measure), point.forgetting.texts(measure)
+    return f"{head}{status}<br>{spoken(measure.learning)} {learning}<br>forgetting {forgetting}"

@@ -138,6 +138,7 @@ def test_every_diagnostic_has_numbers_where_it_is_defined(on: tuple[plan.Shard, 
         **dict.fromkeys(("parameters", "bytes", "operations"), boundaries),
         "seconds": {(after, 0) for after in (1, 2, 3)},
         "forward_kl": pairs | {(1, 1), (2, 2), (3, 3)},
+        **{name: {(after, task) for after in (2, 3) for task in (1, 2, 3)} for name in ("base_kl", "lost", "gained")},
     }
     assert all(np.isfinite(value) for value in found.values())
 
@@ -172,7 +173,7 @@ def test_every_scenario_model_and_adapter_is_understood(changes: dict, data: Dat
     """Shapes alone: whatever is asked for exists."""
     held = layout(replace(ON, {"methods": {}, **changes}), data)
     tasks = ON.stream.num_tasks if "stream" not in changes else changes["stream"].num_tasks
-    assert held.columns.task.max() == tasks and len(set(held.columns.quantity)) == 20
+    assert held.columns.task.max() == tasks and len(set(held.columns.quantity)) == 23
     assert all(leaf.shape[0] == tasks + 1 for leaf in jax.tree.leaves(held.kept))
 
 

@@ -24,7 +24,7 @@ def test_members_differ_by_seed_only(make_table):
     assert stream.num_tasks == 4 and [len(each.members) for each in stream.configurations] == [3, 3]
     assert [each.hyper_parameters for each in stream.configurations] == [{STRENGTH: 1.0}, {STRENGTH: 10.0}]
     np.testing.assert_array_equal(stream.configurations[0].seeds, [0, 1, 2])
-    assert stream.configurations[0].accuracy["test"].shape == (3, 4, 4)
+    assert stream.configurations[0].matrix["test"].shape == (3, 4, 4)
     assert stream.swept == {"ewc": [STRENGTH]}
 
 
@@ -121,7 +121,7 @@ def test_storage_makes_no_difference(make_table):
         encoded = encoded.set_column(encoded.column_names.index(name), name, encoded[name].dictionary_encode())
     for one, other in zip(read(chunked), read(encoded), strict=True):
         assert one.label == other.label and list(one.chosen) == list(other.chosen)
-        np.testing.assert_array_equal(one.chosen["ewc"].accuracy["test"], other.chosen["ewc"].accuracy["test"])
+        np.testing.assert_array_equal(one.chosen["ewc"].matrix["test"], other.chosen["ewc"].matrix["test"])
 
 
 def test_mistakes_are_named(make_table):

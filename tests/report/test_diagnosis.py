@@ -43,6 +43,9 @@ def rows_of(member: dict, num_tasks: int, layers: tuple[str, ...]) -> list[dict]
                     add(quantity, after, task, layer)
                 if layer not in (None, layers[0]):
                     add("feature_similarity", after, task, layer)
+        for task in range(1, num_tasks + 1) if after > 1 else ():
+            for quantity in ("base_kl", "lost", "gained"):
+                add(quantity, after, task)
         for task in range(1, after + 1):
             add("forward_kl", after, task)
             for at in (0.0, 0.5, 1.0) if task < after else ():
@@ -91,7 +94,7 @@ def test_law_is_of_every_run(found, table):
     assert len(x) == len(set(table["member"].to_pylist()))
     at = next(i for i, (configuration, _) in enumerate(whose) if configuration.method == "finetune")
     configuration, index = whose[at]
-    matrix = configuration.accuracy["test"][index]
+    matrix = configuration.matrix["test"][index]
     lost = np.mean([np.mean(matrix[i - 1, :i] - matrix[i, :i]) for i in range(1, 5)])
     level = configuration.seeds[index] + len("finetune")
     np.testing.assert_allclose(x[at], np.mean([0.1 * level + 0.01 * after + 0.1 * after for after in range(2, 6)]))

@@ -86,7 +86,7 @@ def test_per_task_takes_each_row_from_its_best(make_table):
     (stream,) = read(table, protocol=parse("per-task"))
     ewc = stream.chosen["ewc"]
     rows = np.array([CURVES[1.0][1], CURVES[10.0][2], CURVES[100.0][3]])
-    np.testing.assert_allclose(ewc.accuracy["test"], rows + 0.01 * np.arange(3)[:, None, None])
+    np.testing.assert_allclose(ewc.matrix["test"], rows + 0.01 * np.arange(3)[:, None, None])
     np.testing.assert_allclose(ewc.initial["test"], np.full((3, 3), 0.1) + 0.01 * np.arange(3)[:, None])
     row = rows_of(table, "per-task")["ewc"]
     np.testing.assert_allclose(row.average_accuracy.mean, 0.6 + 0.01)
@@ -119,7 +119,7 @@ def test_per_task_chooses_for_each_seed(make_table):
     table = table_of(make_table, accuracy=accuracy)
     (stream,) = read(table, protocol=parse("per-task"))
     assert stream.choices["ewc"].configuration.tolist() == [[0, 1, 2], [0, 1, 2], [0, 0, 0]]
-    np.testing.assert_allclose(stream.chosen["ewc"].accuracy["test"][2], np.array(CURVES[1.0])[1:] + 0.5)
+    np.testing.assert_allclose(stream.chosen["ewc"].matrix["test"][2], np.array(CURVES[1.0])[1:] + 0.5)
     text = " ".join(render_table(summary(table, protocol=parse("per-task"))).split())
     assert "chosen strength 1 after task 1, strength 1 or 10 after task 2, strength 1 or 100 after task 3" in text
 
