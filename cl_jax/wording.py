@@ -38,9 +38,9 @@ class Wording(NamedTuple):
 
     def reached(self, number: int, of: int) -> str:
         """`task 2 of 5`, or `support, 2 of 3 domains`."""
-        return f"{self.one(number)}, {number} of {self.count(of)}" if self.names else f"{self.one(number)} of {of}"
+        return f"{self.one(number)}, {number} of {self.several(of)}" if self.names else f"{self.one(number)} of {of}"
 
-    def count(self, number: int) -> str:
+    def several(self, number: int) -> str:
         """`1 task`, `5 tasks`."""
         return f"{number} {self.task}" + "s" * (number != 1)
 

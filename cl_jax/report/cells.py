@@ -105,6 +105,12 @@ def printable(text: str) -> str:
     return "".join(character if character.isprintable() else "\ufffd" for character in text)
 
 
+def cut(text: str, length: int) -> str:
+    """The text on one line, its end as an ellipsis if it is too long."""
+    text = printable(text)
+    return text if len(text) <= length else text[: length - 1] + "…"
+
+
 def _difference(row: SummaryRow) -> str:
     if row.difference is None:
         return "-"

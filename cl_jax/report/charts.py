@@ -3,7 +3,7 @@
 import numpy as np
 
 from cl_jax.report import front_charts, panels, styles, traces
-from cl_jax.report.cells import printable
+from cl_jax.report.cells import cut, printable
 from cl_jax.report.configurations import BASELINE, UPPER_BOUND
 from cl_jax.report.measure import spoken
 from cl_jax.report.streams import Stream
@@ -155,7 +155,8 @@ def _over_training(stream: Stream) -> Figure:
         axis = _task_axis(stream, stream.num_tasks > 6)
         if not first:
             axis = {"tickvals": [0, *axis["tickvals"]]}
-        layout["xaxis"] |= axis | {"range": [first - 0.2, stream.num_tasks + 0.2]}
+        room = 0.4 if words.names else 0.2  # a name that would leave the chart is not drawn
+        layout["xaxis"] |= axis | {"range": [first - room, stream.num_tasks + room]}
         layout["yaxis"] |= {"range": list(panels.levels(stream))}
         charts.append(Chart(printable(method), data, layout))
     legend = [("line", colour, words.one(task)) for task, colour in enumerate(colours, start=1)]
@@ -165,5 +166,6 @@ def _over_training(stream: Stream) -> Figure:
 
 def _task_axis(stream: Stream, skip: int = 0) -> Json:
     ticks = panels.task_ticks(stream.num_tasks)[skip:]
-    names = {"ticktext": [escape(each) for each in stream.wording.ticks(ticks)]} if stream.wording.names else {}
-    return {"tickvals": ticks} | names
+    if not stream.wording.names:
+        return {"tickvals": ticks}
+    return {"tickvals": ticks, "ticktext": [escape(cut(each, 14)) for each in stream.wording.ticks(ticks)]}

@@ -11,8 +11,9 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from cl_jax.report import drawing, panels, styles
+from cl_jax.report.cells import cut
 from cl_jax.report.diagnosis import Lines, Panel, Points, views
-from cl_jax.report.drawing import cut, look, mark, title
+from cl_jax.report.drawing import look, mark, title
 from cl_jax.report.measured import Measured
 from cl_jax.report.styles import GREY, Style
 

@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.text import Text
 
-from cl_jax.report.cells import printable
+from cl_jax.report.cells import cut
 from cl_jax.report.panels import Point, Spans, num_columns
 from cl_jax.report.styles import Style
 
@@ -153,12 +153,6 @@ def look(style: Style) -> tuple[str, str]:
 def title(text: str, width: float) -> str:
     """A label cut to the width of its panel."""
     return cut(text, int((width + 0.16) / _CHARACTER))
-
-
-def cut(text: str, length: int) -> str:
-    """The text on one line, its end as an ellipsis if it is too long."""
-    text = printable(text)
-    return text if len(text) <= length else text[: length - 1] + "…"
 
 
 def _side_by_side(labels: Sequence[str], width: float) -> int:

@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from cl_jax.report import drawing, front_figures, panels, styles
+from cl_jax.report.cells import cut
 from cl_jax.report.configurations import BASELINE, UPPER_BOUND
 from cl_jax.report.drawing import look, mark, sheet, title
 from cl_jax.report.measure import spoken
@@ -59,7 +60,7 @@ def matrices(stream: Stream) -> Figure:
         image = axis.pcolormesh(edges, edges, matrix, cmap=colours, vmin=low, vmax=high, **fine)
         axis.set(xticks=ticks, yticks=ticks, facecolor="#f0f1f3", ylim=(edges[-1], edges[0]))
         if words.names:
-            names = [drawing.cut(name, max(3, int(_LETTERS * size / len(ticks)))) for name in words.ticks(ticks)]
+            names = _names(stream, ticks, size)
             axis.set_xticks(ticks, names)
             axis.set_yticks(ticks, names, rotation=90, va="center")
         axis.set_title(title(method, size))
@@ -126,9 +127,10 @@ def average(stream: Stream) -> Figure | None:
 
 
 def _names(stream: Stream, ticks: Sequence[int], width: float) -> list[str]:
-    """What stands below an axis of this width, cut where names would touch."""
-    letters = max(3, int(_LETTERS * width / max(len(ticks), 1)))
-    return [drawing.cut(name, letters) for name in stream.wording.ticks(ticks)]
+    """What stands at an axis of this width, cut where names would touch."""
+    most = _LETTERS * width / max(len(ticks), 1)
+    names = stream.wording.ticks(ticks)
+    return [cut(name, max(3, int(most if len(name) <= most else 0.8 * most))) for name in names]
 
 
 def strength_curves(stream: Stream) -> Figure | None:

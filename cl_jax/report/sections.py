@@ -67,7 +67,7 @@ def _overview(stream: Stream) -> str:
     unfinished = sum(int(each.unfinished.sum()) for each in stream.configurations)
     diverged = sum(int(each.diverged.sum()) for each in stream.configurations)
     stopped = sum(int(each.stopped.sum()) for each in stream.configurations)
-    parts = [stream.wording.count(stream.num_tasks), _count(len(stream.chosen), "method")]
+    parts = [stream.wording.several(stream.num_tasks), _count(len(stream.chosen), "method")]
     parts += [_count(len(stream.configurations), "configuration"), _count(members, "run")]
     parts += [f"{_count(stopped, 'run')} stopped early"] * bool(stopped)
     parts += [f"measured on {measured_on(stream)}"] * (stream.protocol.name != ALL.name)

@@ -81,7 +81,7 @@ def _terminal(rows: Sequence[SummaryRow]) -> str:
             table.add_row(*(rich.text.Text(column.cell(row)) for column in shown))
         of = cells.tasks(group[0])
         meanings = [f"{each.header}: {each.meaning.format(tasks=of)}." for each in shown if each.meaning]
-        tasks = group[0].wording.count(group[0].num_tasks)
+        tasks = group[0].wording.several(group[0].num_tasks)
         console.print(rich.text.Text(f"{printable(stream)}, {tasks}\n"))
         console.print(table)
         console.print(rich.text.Text(f"\n{' '.join([cells.caption(group), *meanings])}\n"))

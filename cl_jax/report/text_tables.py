@@ -91,12 +91,14 @@ def _stages(stream: Stream) -> Table:
     domains = [words.one(task) for task in range(1, stream.num_tasks + 1)]
     stages = ["random weights", *(f"after {domain}" for domain in domains)]
     of = {method: _by_stage(configuration) for method, configuration in stream.chosen.items()}
-    # The start and, as a rule, the base are the same for all.
-    same = 0
-    while len(of) > 1 and same <= stream.num_tasks and len({tuple(each[same]) for each in of.values()}) == 1:
-        same += 1
-    first = next(iter(of.values()))
-    rows = [["every method", stage, *cells] for stage, cells in zip(stages[:same], first[:same], strict=True)]
+    # The start and, as a rule, the base are the same for all that have numbers.
+    shared = []
+    for stage in range(len(stages) if len(of) > 1 else 0):
+        cells = {tuple(each[stage]) for each in of.values()} - {("-",) * len(domains)}
+        if len(cells) != 1:
+            break
+        shared.append(["every method", stages[stage], *cells.pop()])
+    rows, same = [*shared], len(shared)
     for method, each in of.items():
         own = zip(stages[same:], each[same:], strict=True)
         rows += [[method * (not place), stage, *cells] for place, (stage, cells) in enumerate(own)]

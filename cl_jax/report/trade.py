@@ -68,8 +68,9 @@ def compare(stream: Stream) -> Trade | None:
     methods = {}
     for method, each in known.items():
         learning, forgetting = _means(each)
-        alone = baseline is None or each is baseline
-        difference = None if alone else fronts.difference_at(each, baseline, levels)
+        difference = None
+        if baseline is not None and each is not baseline:
+            difference = fronts.difference_at(each, baseline, levels)
         area = fronts.hypervolume(learning, forgetting, worst)
         methods[method] = Compared(fronts.forgetting_at(each, levels), difference, area, len(learning))
     left_out = sum(_diverged(each) for each in stream.configurations)
