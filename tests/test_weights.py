@@ -15,7 +15,7 @@ import pytest
 
 from cl_jax.errors import UserError
 from cl_jax.models.decoder import Decoder
-from cl_jax.weights import load_weights, safetensors, save_weights
+from cl_jax.weights import llama, load_weights, safetensors, save_weights
 from cl_jax.weights.config_json import read_config
 
 FIXTURES = Path(__file__).parent / "fixtures" / "decoders"
@@ -136,7 +136,8 @@ def test_a_config_that_is_no_config_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_tensors_land_in_their_layer_and_are_turned(family: str) -> None:
+def test_tensors_land_in_their_layer_and_are_turned(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(llama, "_ROWS", 7)  # as if the matrices were large
     decoder, params, tokens = load_weights(FIXTURES / family)
     tensors = safetensors.read(FIXTURES / family / "model.safetensors").tensors
     assert tokens == 40 and all(leaf.dtype == np.float32 for leaf in jax.tree.leaves(params))
@@ -364,10 +365,8 @@ def test_what_cannot_be_exported_is_refused_before_anything_is_written(tmp_path:
 
 
 def zeros_of(decoder: Decoder) -> Any:
-    from cl_jax.weights.llama import leaves
-
     params: dict[str, Any] = {}
-    for path, leaf in leaves(decoder, 40).items():
+    for path, leaf in llama.leaves(decoder, 40).items():
         *parents, last = path.split("/")
         inner = params
         for parent in parents:
