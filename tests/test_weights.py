@@ -15,7 +15,7 @@ import pytest
 
 from cl_jax.errors import UserError
 from cl_jax.models.decoder import Decoder
-from cl_jax.weights import llama, load_weights, safetensors, save_weights
+from cl_jax.weights import llama, load_weights, safetensors, save_weights, strict_json
 from cl_jax.weights.config_json import read_config
 
 FIXTURES = Path(__file__).parent / "fixtures" / "decoders"
@@ -130,6 +130,7 @@ def test_a_config_that_is_no_config_is_refused(tmp_path: Path) -> None:
         ('{"vocab_size": 1, "vocab_size": 2}', "given twice"),
         ('{"rms_norm_eps": NaN}', "NaN is not a number"),
         (json.dumps(SMOL).replace("1e-05", "1e999"), "rms_norm_eps is inf"),
+        ("{" + " " * strict_json.LARGEST + "}", "has 8388609 bytes of JSON; the most allowed is 8388608"),
     ):
         with pytest.raises(UserError, match=words):
             read_config(configured(tmp_path, text))
