@@ -1,5 +1,6 @@
 """A bigram model over bytes, and text for it: small enough to know every answer by hand."""
 
+import itertools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -63,6 +64,27 @@ def old_text() -> OldText:
     """Three different texts of one kind."""
     parts = [rows_of([f"def {name}(x): return x{sign}1\n" * 4 for sign in "+-*/"]) for name in ("f", "g", "h")]
     return OldText(*parts, name="made")
+
+
+def contrary() -> tuple[OldText, Any]:
+    """Old text in which the letters of the conversations go on otherwise, and a model that knows it."""
+    parts = [rows_of([f"{one}{two}{one}{three} " * 8 for one in "abc" for two in "xyz"]) for three in "uvw"]
+    counts = np.full((256, 256), 0.1)
+    for rows in parts:
+        np.add.at(counts, (rows[:, :-1, 0], rows[:, 1:, 0]), rows[:, 1:, 1] % 2)
+    return OldText(*parts, name="made"), {"head": {"kernel": jnp.log(jnp.asarray(counts, jnp.float32))}}
+
+
+def bits_per_byte(kernel: Any, rows: np.ndarray) -> float:
+    """What rows cost the bigram table, target by target."""
+    kernel = np.asarray(kernel, np.float64)
+    log_p = kernel - np.log(np.exp(kernel).sum(1, keepdims=True))
+    nats = size = 0.0
+    for row in rows.astype(np.int64):
+        for before, here in itertools.pairwise(row):
+            if here[1] % 2 and here[1] // 2 == before[1] // 2:
+                nats, size = nats - log_p[before[0], here[0]], size + here[2]
+    return nats / np.log(2) / size
 
 
 def run(out: Path, documents: Sequence[Document], changes: dict[str, Any] | None = None, **given: Any) -> Adapted:
