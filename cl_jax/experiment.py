@@ -17,6 +17,7 @@ from cl_jax.config import child, config, flatten, grid, replace, static
 from cl_jax.errors import UserError, did_you_mean, unknown
 from cl_jax.models import MODELS as MODELS
 from cl_jax.models import Cnn as Cnn
+from cl_jax.models import Decoder as Decoder
 from cl_jax.models import Dropout as Dropout
 from cl_jax.models import Mlp as Mlp
 from cl_jax.models import Resnet18 as Resnet18

@@ -1,0 +1,231 @@
+"""A decoder-only transformer that reads text: the layers of Llama, with the switches of Qwen2 and Qwen3.
+
+Shapes: B sequences, L positions, D width, H heads of E numbers, K of them with a key and a value, F hidden width,
+V tokens, n layers.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from cl_jax.config import config, static
+from cl_jax.errors import UserError, unknown
+from cl_jax.method import stream_key
+from cl_jax.model import Model, Params
+from cl_jax.models.attention import attention, sight
+from cl_jax.models.rotary import angles, rotate
+from cl_jax.tokens import Tokens
+
+COMPUTE = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+STD = 0.02  # of the first weights, as in GPT-2
+# A loop stacks what the backward pass needs and takes it apart again: 122 ms instead of 99 ms (see
+# `cl_jax.models.attention`). Deep models are wide, where it counts less, and long to compile without a loop.
+MOST_UNROLLED = 4
+
+
+def decoder(
+    num_outputs: int,
+    *,
+    width: int = 96,
+    layers: int = 3,
+    heads: int = 4,
+    kv_heads: int | None = None,
+    head_width: int | None = None,
+    hidden: int | None = None,
+    rope_base: float = 10000.0,
+    norm_epsilon: float = 1e-5,
+    tied: bool = True,
+    qkv_bias: bool = False,
+    qk_norm: bool = False,
+    remat: bool = False,
+    compute: str = "float32",
+) -> Model:
+    """x = embedding[ids]; in each layer x += attention(norm(x)) W_o, x += (silu(h W_gate) * h W_up) W_down with
+    h = norm(x); logits = norm(x) W_head.
+
+    norm(x) = scale * x / sqrt(mean(x^2) + epsilon), in float32 (Zhang and Sennrich 2019, arXiv 1910.07467). Attention
+    is causal within a segment, and rotary positions begin anew in each (`cl_jax.models.attention`, `.rotary`). The
+    layers' parameters lie stacked and are scanned over.
+
+    First weights: N(0, 0.02^2), those of `output` and `mlp_down` divided by sqrt(2 n); scales 1, biases 0. Each array
+    has a random stream of its own name, so no switch moves another's numbers.
+
+    Args:
+        num_outputs: V, tokens that are read and predicted.
+        width: D. layers: n. heads: H.
+        kv_heads: K, divides H; None: H.
+        head_width: E, even; None: D / H.
+        hidden: F; None: 8 / 3 D, rounded up to a multiple of 8.
+        rope_base: of the rotary positions.
+        norm_epsilon: epsilon.
+        tied: the head is the embedding, transposed.
+        qkv_bias: + bias after the products that make queries, keys and values.
+        qk_norm: norm over each head's E numbers of queries and keys, before they are rotated.
+        remat: the backward pass computes each layer anew and keeps only its input, for memory.
+        compute: "float32" or "bfloat16", dtype of products and activations. Parameters, norms, the softmax and the
+            logits are float32.
+
+    Returns:
+        A model of `Tokens` [B, L] to float32 logits [B, L, V]. Its parameters, those of switches that are on:
+        `{"embedding": {"embedding": [V, D]}, "layers": {"attention_norm": {"scale": [n, D]}, "query": {"kernel":
+        [n, D, H * E], "bias": [n, H * E]}, "key", "value": the same with K, "query_norm": {"scale": [n, E]},
+        "key_norm", "output": {"kernel": [n, H * E, D]}, "mlp_norm", "mlp_gate": {"kernel": [n, D, F]}, "mlp_up",
+        "mlp_down": {"kernel": [n, F, D]}}, "norm": {"scale": [D]}, "head": {"kernel": [D, V]}}`.
+
+    Raises:
+        UserError: numbers that make no model.
+
+    Source: Touvron et al. 2023, arXiv 2302.13971; Yang et al. 2024, arXiv 2407.10671; Yang et al. 2025, arXiv
+    2505.09388; first weights: Radford et al. 2019.
+    """
+    kv_heads = heads if kv_heads is None else kv_heads
+    head_width = _head_width(width, heads) if head_width is None else head_width
+    hidden = -(-width // 3) * 8 if hidden is None else hidden
+    _check_numbers(heads, kv_heads, head_width, rope_base, norm_epsilon)
+    if compute not in COMPUTE:
+        raise unknown("compute", compute, COMPUTE)
+    dtype = COMPUTE[compute]
+    groups = heads // kv_heads
+    sizes = {
+        "query": (width, heads * head_width), "key": (width, kv_heads * head_width),
+        "value": (width, kv_heads * head_width), "output": (heads * head_width, width),
+        "mlp_gate": (width, hidden), "mlp_up": (width, hidden), "mlp_down": (hidden, width),
+    }  # fmt: skip
+    scales = {"attention_norm": width, "mlp_norm": width}
+    scales |= {"query_norm": head_width, "key_norm": head_width} if qk_norm else {}
+
+    def init(key: jax.Array, x: Any) -> Params:
+        _check_tokens(x)
+
+        def normal(name: str, shape: tuple[int, ...], std: float = STD) -> jax.Array:
+            return std * jax.random.normal(stream_key(key, name), shape, jnp.float32)
+
+        stacked: Params = {name: {"scale": jnp.ones((layers, size), jnp.float32)} for name, size in scales.items()}
+        for name, (d_in, d_out) in sizes.items():
+            std = STD * (2 * layers) ** -0.5 if name in ("output", "mlp_down") else STD
+            stacked[name] = {"kernel": normal(name, (layers, d_in, d_out), std)}
+            if qkv_bias and name in ("query", "key", "value"):
+                stacked[name]["bias"] = jnp.zeros((layers, d_out), jnp.float32)
+        params = {
+            "embedding": {"embedding": normal("embedding", (num_outputs, width))},
+            "layers": stacked,
+            "norm": {"scale": jnp.ones((width,), jnp.float32)},
+        }
+        return params if tied else params | {"head": {"kernel": normal("head", (width, num_outputs))}}
+
+    def norm(layer: Params, x: jax.Array) -> jax.Array:
+        x32 = x.astype(jnp.float32)
+        normal = x32 * lax.rsqrt(jnp.mean(jnp.square(x32), axis=-1, keepdims=True) + norm_epsilon)
+        return (normal * layer["scale"].reshape((1,) * (x.ndim - 1) + (-1,))).astype(dtype)
+
+    def dense(layer: Params, h: jax.Array) -> jax.Array:
+        y = h @ layer["kernel"].astype(dtype)
+        return y + layer["bias"].astype(dtype)[None] if "bias" in layer else y
+
+    def apply(params: Params, x: Any) -> jax.Array:
+        _check_tokens(x)
+        num, length = x.ids.shape
+        seen = sight(x.segments)
+        turn = angles(seen.positions, head_width, rope_base)
+
+        def by_head(y: jax.Array, num_heads: int) -> jax.Array:
+            return y.reshape(num, length, num_heads, head_width).swapaxes(1, 2)
+
+        def layer(h: jax.Array, p: Params) -> tuple[jax.Array, None]:
+            normal = norm(p["attention_norm"], h)
+            query = by_head(dense(p["query"], normal), heads)
+            key, value = (by_head(dense(p[name], normal), kv_heads) for name in ("key", "value"))
+            if qk_norm:
+                query, key = norm(p["query_norm"], query), norm(p["key_norm"], key)
+            query = rotate(query, turn).reshape(num, kv_heads, groups, length, head_width)
+            found = attention(query, rotate(key, turn), value, seen.bias)
+            found = found.reshape(num, heads, length, head_width).swapaxes(1, 2)
+            h = h + dense(p["output"], found.reshape(num * length, heads * head_width))
+            normal = norm(p["mlp_norm"], h)
+            gated = jax.nn.silu(dense(p["mlp_gate"], normal)) * dense(p["mlp_up"], normal)
+            return h + dense(p["mlp_down"], gated), None
+
+        table = params["embedding"]["embedding"].astype(dtype)
+        # Matrices and not arrays of rank 3: XLA would copy the latter before the products of the backward pass.
+        h = table[x.ids.reshape(-1)]
+        if remat:
+            h, _ = lax.scan(jax.checkpoint(layer, prevent_cse=False), h, params["layers"])
+        else:
+            h, _ = lax.scan(layer, h, params["layers"], unroll=layers if layers <= MOST_UNROLLED else 1)
+        head = table.T if tied else params["head"]["kernel"].astype(dtype)
+        logits = jnp.matmul(norm(params["norm"], h), head, preferred_element_type=jnp.float32)
+        return logits.reshape(num, length, num_outputs)
+
+    return Model(init=init, apply=apply)
+
+
+def _head_width(width: int, heads: int) -> int:
+    if width % heads:
+        near = sorted({max(heads, width - width % heads), width - width % heads + heads})
+        raise UserError(
+            f"decoder: width {width} is not divisible by {heads} heads; allowed: widths such as "
+            f"{' or '.join(map(str, near))}, or give head_width, the numbers of a head"
+        )
+    return width // heads
+
+
+def _check_numbers(heads: int, kv_heads: int, head_width: int, rope_base: float, norm_epsilon: float) -> None:
+    if head_width % 2:
+        raise UserError(
+            f"decoder: a head has {head_width} numbers; allowed is an even number, since rotary positions turn pairs "
+            f"of them: give an even head_width, or another width or number of heads"
+        )
+    if heads % kv_heads:
+        near = [number for number in _divisors(heads) if number <= kv_heads]
+        raise UserError(
+            f"decoder: {heads} heads cannot share {kv_heads} keys and values evenly; allowed kv_heads are the divisors "
+            f"of heads: {', '.join(map(str, _divisors(heads)))}. Did you mean {max(near)}?"
+        )
+    if not rope_base > 0 or not norm_epsilon >= 0:
+        raise UserError(
+            f"decoder: was given rope_base {rope_base!r} and norm_epsilon {norm_epsilon!r}; allowed are a rope_base "
+            f"above 0 (10000 in Llama) and a norm_epsilon of at least 0 (1e-5)"
+        )
+
+
+def _divisors(number: int) -> Iterator[int]:
+    return (divisor for divisor in range(1, number + 1) if number % divisor == 0)
+
+
+def _check_tokens(x: Any) -> None:
+    if not isinstance(x, Tokens):
+        shape = list(x.shape[1:]) if hasattr(x, "shape") else type(x).__name__
+        raise UserError(
+            f"model decoder reads text, was given examples of another kind ({shape}): use text, data 'text:...', or "
+            f"another model, such as mlp, which takes arrays of any shape"
+        )
+
+
+@config
+class Decoder:
+    """A decoder-only transformer, by default of 0.36 million parameters for bytes; see `cl_jax.models.decoder`."""
+
+    width: int = static(96, low=1)
+    layers: int = static(3, low=1)
+    heads: int = static(4, low=1)
+    kv_heads: int | None = static(None, low=1)
+    head_width: int | None = static(None, low=1)
+    hidden: int | None = static(None, low=1)
+    rope_base: float = static(10000.0)
+    rope_scaling: None = static(None, choices=(None,))  # type: ignore[arg-type]
+    norm_epsilon: float = static(1e-5)
+    tied: bool = static(True)
+    qkv_bias: bool = static(False)
+    qk_norm: bool = static(False)
+    remat: bool = static(False)
+    compute: str = static("float32", choices=tuple(COMPUTE))
+
+    def build(self, num_outputs: int) -> Model:
+        return decoder(
+            num_outputs, width=self.width, layers=self.layers, heads=self.heads, kv_heads=self.kv_heads,
+            head_width=self.head_width, hidden=self.hidden, rope_base=self.rope_base, norm_epsilon=self.norm_epsilon,
+            tied=self.tied, qkv_bias=self.qkv_bias, qk_norm=self.qk_norm, remat=self.remat, compute=self.compute,
+        )  # fmt: skip
