@@ -110,7 +110,7 @@ REFUSED: dict[str, tuple[bytes, str]] = {
     "no header": (b"\0" * 8, "begins with b''"),
     "a length beyond the file": (packed(entry(), bytes(8), 10**6), "says that its header has 1000000 bytes"),
     "the largest length": (b"\xff" * 8 + b"{}", "says that its header has 18446744073709551615 bytes"),
-    "a header too long": (packed(b"{" + b" " * strict_json.LARGEST + b"}"), "the most allowed is 8388608"),
+    "a header too long": (packed(b"{" + b" " * strict_json.LARGEST + b"}"), "has a header of 8388610 bytes; the most"),
     "no object": (packed(b"[1]"), "not with '{'"),
     "no JSON": (packed(b"{w}"), "not valid JSON"),
     "two objects": (packed(b"{}{}"), "not valid JSON"),

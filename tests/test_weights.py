@@ -15,7 +15,8 @@ import pytest
 
 from cl_jax.errors import UserError
 from cl_jax.models.decoder import Decoder
-from cl_jax.weights import llama, load_weights, safetensors, save_weights
+from cl_jax.tokens import Tokens
+from cl_jax.weights import llama, load_weights, safetensors, save_weights, strict_json
 from cl_jax.weights.config_json import read_config
 
 FIXTURES = Path(__file__).parent / "fixtures" / "decoders"
@@ -130,6 +131,7 @@ def test_a_config_that_is_no_config_is_refused(tmp_path: Path) -> None:
         ('{"vocab_size": 1, "vocab_size": 2}', "given twice"),
         ('{"rms_norm_eps": NaN}', "NaN is not a number"),
         (json.dumps(SMOL).replace("1e-05", "1e999"), "rms_norm_eps is inf"),
+        ("{" + " " * strict_json.LARGEST + "}", "has 8388609 bytes of JSON; the most allowed is 8388608"),
     ):
         with pytest.raises(UserError, match=words):
             read_config(configured(tmp_path, text))
@@ -362,6 +364,20 @@ def test_what_cannot_be_exported_is_refused_before_anything_is_written(tmp_path:
     with pytest.raises(UserError, match="needs a width that is a multiple of the heads"):
         save_weights(out, odd, zeros_of(odd))
     assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    "decoder",
+    [
+        Decoder(),
+        Decoder(width=104, layers=1, tied=False, qkv_bias=True),
+        Decoder(width=20, heads=6, kv_heads=3, head_width=8, hidden=12, qk_norm=True),
+    ],
+)
+def test_the_names_cover_the_parameters_that_the_decoder_has(decoder: Decoder) -> None:
+    ids = np.zeros((1, 4), np.int32)
+    made = jax.eval_shape(decoder.build(40).init, jax.random.key(0), Tokens(ids, ids))  # type: ignore[arg-type]
+    assert jax.tree.map(np.shape, zeros_of(decoder)) == jax.tree.map(np.shape, made)
 
 
 def zeros_of(decoder: Decoder) -> Any:

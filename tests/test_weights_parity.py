@@ -75,7 +75,9 @@ def test_loss_and_gradients(family: str) -> None:
         for i, name in leaf.tensors():
             one = np.asarray(found if i is None else found[i])
             one = one.T if path.endswith("/kernel") else one
-            np.testing.assert_allclose(one, expected[f"gradient.{name}"], rtol=0, atol=GRADIENTS, err_msg=name)
+            told = expected[f"gradient.{name}"]
+            np.testing.assert_allclose(one, told, rtol=0, atol=GRADIENTS, err_msg=name)
+            assert np.linalg.norm(one - told) < GRADIENTS * np.linalg.norm(told), name
             compared += 1
     assert compared == sum(name.startswith("gradient.") for name in expected)
 

@@ -3,10 +3,9 @@
 What a config says beyond that is left alone where it changes nothing, and refused by its name where it would.
 """
 
-import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from cl_jax.errors import UserError, unknown
 from cl_jax.models.decoder import Decoder
@@ -97,13 +96,20 @@ def read_config(folder: Path) -> tuple[Decoder, int]:
     return decoder, size["vocab_size"]
 
 
-def resolved(decoder: Decoder) -> Decoder:
-    """The same decoder with every size said."""
-    return dataclasses.replace(
-        decoder,
-        kv_heads=decoder.kv_heads or decoder.heads,
-        head_width=decoder.head_width or decoder.width // decoder.heads,
-        hidden=decoder.hidden or -(-decoder.width * 8 // 3) // 8 * 8,
+class Sizes(NamedTuple):
+    """What a decoder makes of the sizes that its config leaves open."""
+
+    kv_heads: int
+    head_width: int
+    hidden: int
+
+
+def sizes(decoder: Decoder) -> Sizes:
+    """As `cl_jax.models.decoder.decoder` fills them in."""
+    return Sizes(
+        decoder.kv_heads or decoder.heads,
+        decoder.head_width or decoder.width // decoder.heads,
+        decoder.hidden or -(-decoder.width // 3) * 8,
     )
 
 
@@ -125,7 +131,7 @@ def describe(decoder: Decoder, num_tokens: int, like: Path | None = None) -> dic
             f"the Llama family needs a width that is a multiple of the heads, this decoder has {decoder.width} and "
             f"{decoder.heads}; it can be exported with qk_norm or qkv_bias only."
         )
-    decoder = resolved(decoder)
+    filled = sizes(decoder)
     kept = {} if like is None else strict_json.read(like / CONFIG)
     rope = {"rope_type": "default", "rope_theta": decoder.rope_base}
     return {
@@ -136,9 +142,9 @@ def describe(decoder: Decoder, num_tokens: int, like: Path | None = None) -> dic
         "hidden_size": decoder.width,
         "num_hidden_layers": decoder.layers,
         "num_attention_heads": decoder.heads,
-        "num_key_value_heads": decoder.kv_heads,
-        "head_dim": decoder.head_width,
-        "intermediate_size": decoder.hidden,
+        "num_key_value_heads": filled.kv_heads,
+        "head_dim": filled.head_width,
+        "intermediate_size": filled.hidden,
         "hidden_act": "silu",
         "rms_norm_eps": decoder.norm_epsilon,
         "rope_parameters": rope,

@@ -52,31 +52,31 @@ class Leaf(NamedTuple):
 
 def leaves(decoder: Decoder, num_tokens: int) -> dict[str, Leaf]:
     """What the parameters consist of, by path: `{"layers/query/kernel": Leaf("...q_proj.weight", (D, H E), n)}`."""
-    s = config_json.resolved(decoder)
-    query_width, value_width = s.heads * s.head_width, s.kv_heads * s.head_width
+    kv_heads, head_width, hidden = config_json.sizes(decoder)
+    width, query_width, value_width = decoder.width, decoder.heads * head_width, kv_heads * head_width
     shapes: dict[str, tuple[int, ...]] = {
-        "attention_norm/scale": (s.width,),
-        "query/kernel": (s.width, query_width),
-        "key/kernel": (s.width, value_width),
-        "value/kernel": (s.width, value_width),
-        "output/kernel": (query_width, s.width),
-        "mlp_norm/scale": (s.width,),
-        "mlp_gate/kernel": (s.width, s.hidden),
-        "mlp_up/kernel": (s.width, s.hidden),
-        "mlp_down/kernel": (s.hidden, s.width),
+        "attention_norm/scale": (width,),
+        "query/kernel": (width, query_width),
+        "key/kernel": (width, value_width),
+        "value/kernel": (width, value_width),
+        "output/kernel": (query_width, width),
+        "mlp_norm/scale": (width,),
+        "mlp_gate/kernel": (width, hidden),
+        "mlp_up/kernel": (width, hidden),
+        "mlp_down/kernel": (hidden, width),
     }
     if decoder.qkv_bias:
         shapes |= {f"{part}/bias": shapes[f"{part}/kernel"][1:] for part in ("query", "key", "value")}
     if decoder.qk_norm:
-        shapes |= {f"{part}_norm/scale": (s.head_width,) for part in ("query", "key")}
-    made = {"embedding/embedding": Leaf(_EMBEDDING, (num_tokens, s.width), None)}
+        shapes |= {f"{part}_norm/scale": (head_width,) for part in ("query", "key")}
+    made = {"embedding/embedding": Leaf(_EMBEDDING, (num_tokens, width), None)}
     for path, shape in shapes.items():
         part, kind = path.split("/")
         name = f"{(PROJECTIONS | _NORMS)[part]}.{'bias' if kind == 'bias' else 'weight'}"
         made[f"layers/{path}"] = Leaf(f"model.layers.{{}}.{name}", shape, decoder.layers)
-    made["norm/scale"] = Leaf("model.norm.weight", (s.width,), None)
+    made["norm/scale"] = Leaf("model.norm.weight", (width,), None)
     if not decoder.tied:
-        made["head/kernel"] = Leaf(_HEAD, (s.width, num_tokens), None)
+        made["head/kernel"] = Leaf(_HEAD, (width, num_tokens), None)
     return made
 
 
@@ -175,7 +175,9 @@ def _bytes(array: np.ndarray) -> np.ndarray:
 
 
 def _check_tied(folder: Path, head: np.ndarray, embedding: np.ndarray | None) -> None:
-    same = embedding is not None and head.dtype == embedding.dtype and head.shape == embedding.shape
+    if embedding is None:
+        return  # is told of as missing
+    same = head.dtype == embedding.dtype and head.shape == embedding.shape
     if not same or not np.array_equal(_bytes(head), _bytes(embedding)):
         raise UserError(
             f"{folder} has {_HEAD}, which differs from {_EMBEDDING}, while its {config_json.CONFIG} says that they are "

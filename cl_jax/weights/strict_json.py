@@ -72,7 +72,7 @@ def check_values(path: Path, held: Mapping[str, Any], allowed: Mapping[str, tupl
     """
     for key, (values, why) in allowed.items():
         given = held.get(key, values[0])
-        if not any(given == value and isinstance(given, bool) == isinstance(value, bool) for value in values):
+        if given not in values:
             supported = " or ".join(json.dumps(value) for value in values)
             raise UserError(f"{path}: {key} is {shown(given)}; supported is {supported}: {why}.")
 
