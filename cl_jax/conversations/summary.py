@@ -120,7 +120,8 @@ def sentences(found: Summary, old: str) -> Iterator[str]:
         rounds, over = found.outcomes(), found.over
         yield (
             f"Guard, budget {found.budget:g}: {rounds[ACCEPTED]} rounds accepted, {rounds[SCALED]} scaled back, "
-            f"{rounds[ROLLED_BACK]} rolled back; after no round did its own old text cost more than {over:+.4f}."
+            f"{rounds[ROLLED_BACK]} rolled back; the most that its own old text cost after a round, against the start: "
+            f"{over:+.4f}."
         )
     if found.cut:
         yield f"{found.cut} conversations were too long and were cut."

@@ -19,7 +19,7 @@ from cl_jax.text.documents import Document
 from cl_jax.text.tokenizer import Bytes
 from experiments.conversation_stream import outcome
 from experiments.conversation_stream.base import trained
-from experiments.conversation_stream.config import Entry, Study, entries, sized
+from experiments.conversation_stream.config import Study, entries, sized
 
 MADE_BYTES = 400  # of a made conversation, about; more are made than are taken
 
@@ -77,7 +77,7 @@ def run(options: Options) -> None:
             ordered(talks, entry.seed), Bytes(), context=settings.context, longest=settings.longest,
             every=settings.every,
         )  # fmt: skip
-        about = {"conversations": ", ".join(study.talks), "old_text": study.base.text, "entry": dataclasses.asdict(entry)}
+        about = {"conversations": ", ".join(study.talks), "old_text": study.base.text}
         done = adapt(base.model, base.params, stream, old, entry.settings(study), folder, seed=entry.seed, about=about)
         if done.params is not None:
             page.write(folder)

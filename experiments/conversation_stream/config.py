@@ -8,12 +8,15 @@ from cl_jax.errors import unknown
 from cl_jax.models.decoder import Decoder
 from cl_jax.optimizers import Adam
 
+DECODER = Decoder(width=96, layers=3, heads=4)
+SETTINGS = Adaptation(old_rows=128)
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Base:
     """A decoder trained on code from random weights: Adam, its rate warmed up and then lowered along a cosine."""
 
-    model: Decoder = Decoder(width=96, layers=3, heads=4)
+    model: Decoder = DECODER
     text: str = "text:code?bytes=2000000"
     steps: int = 6000
     batch_size: int = 16
@@ -35,7 +38,7 @@ class Study:
     base: Base = Base()
     talks: tuple[str, ...] = ("dialogues", "banking77")
     number: int = 2000
-    settings: Adaptation = Adaptation(old_rows=128)
+    settings: Adaptation = SETTINGS
     policies: tuple[str, ...] = ("finetune", "lora", "ewc", "replay")
     learning_rates: tuple[float, ...] = (3e-4, 1e-3, 3e-3)
     budgets: tuple[float | None, ...] = (None, 0.02)
@@ -48,7 +51,9 @@ SIZES = {
         talks=("made_support",), number=60, settings=Adaptation(old_rows=32, old_every=2), learning_rates=(1e-3,),
         seeds=(0,),
     ),
-    "mini": Study(base=Base(steps=2000), number=400, settings=Adaptation(old_rows=64), learning_rates=(1e-3, 3e-3), seeds=(0,)),
+    "mini": Study(
+        base=Base(steps=2000), number=400, settings=Adaptation(old_rows=64), learning_rates=(3e-4, 1e-3), seeds=(0,)
+    ),
     "full": Study(),
 }  # fmt: skip
 

@@ -85,7 +85,7 @@ def test_conversations_that_come_later_are_learned_from_then(tmp_path: Path) -> 
     second = go(tmp_path / "parts", "replay", TALKS)
     assert first.lines == [line if line.round < 3 else second.lines[3] for line in second.lines[:4]]
     assert [line.scores for line in second.lines] == [line.scores for line in whole.lines]
-    with pytest.raises(UserError, match="conversations 1 to 2 are not those that the run in .* has learned from; put"):
+    with pytest.raises(UserError, match=r"conversations 1 to 2 are not those that .* has learned from; put new ones"):
         go(tmp_path / "parts", "replay", [TALKS[1], TALKS[0], *TALKS[2:], *TALKS])
     with pytest.raises(UserError, match="conversations 9 to 9 are not those"):
         go(tmp_path / "parts", "replay", TALKS[:8])
@@ -94,9 +94,13 @@ def test_conversations_that_come_later_are_learned_from_then(tmp_path: Path) -> 
 def test_another_run_is_refused_by_what_differs(tmp_path: Path) -> None:
     go(tmp_path, "finetune", TALKS[:2])
     old, params = toys.contrary()
-    with pytest.raises(UserError, match=r"guard.budget \(0.05, now None\), .*optimizer.learning_rate \(10.0, now 2.0\): give"):
+    with pytest.raises(
+        UserError, match=r"guard.budget \(0.05, now None\), .*optimizer.learning_rate \(10.0, now 2.0\): give"
+    ):
         toys.run(tmp_path, TALKS, old=old, params=params)
-    with pytest.raises(UserError, match=r"differs in seed \(0, now 1\), the model's weights, the old text: give another"):
+    with pytest.raises(
+        UserError, match=r"differs in seed \(0, now 1\), the model's weights, the old text: give another"
+    ):
         go(tmp_path, "finetune", seed=1, params=toys.bigram_params(), old=toys.old_text())
     with (tmp_path / ".lock").open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
@@ -124,7 +128,9 @@ def test_damaged_checkpoints_and_logs(tmp_path: Path) -> None:
     assert tables(tmp_path / "whole") == expected
     (tmp_path / "whole" / "DONE.json").unlink()
     (tmp_path / "whole" / "log.jsonl").write_bytes(b"".join(text.splitlines(keepends=True)[:3]))
-    with pytest.raises(UserError, match=r"log.jsonl: ends with round 2, the checkpoint is of round 5; remove the folder"):
+    with pytest.raises(
+        UserError, match=r"log.jsonl: ends with round 2, the checkpoint is of round 5; remove the folder"
+    ):
         go(tmp_path / "whole", "finetune")
 
 
@@ -146,7 +152,7 @@ def test_a_rollback_needs_its_checkpoint(tmp_path: Path, monkeypatch: pytest.Mon
         ({"every": 0}, {}, "adaptation.every: was given 0; the least allowed is 1"),
         ({"guard": Guard(budget=float("nan"))}, {}, "adaptation.guard.budget: was given nan"),
         ({"guard": Guard(budget=-0.1)}, {}, "adaptation.guard.budget: was given -0.1"),
-        ({"policy": POLICIES["lora"](targets="nothing")}, {}, "adapter.targets: 'nothing' matches none of the matrices"),
+        ({"policy": POLICIES["lora"](targets="nothing")}, {}, "adapter.targets: 'nothing' matches none of"),
         ({"policy": POLICIES["lora"](rank=300)}, {}, "adapter.rank: was given 300"),
         ({}, {"old": toys.old_text()._replace(test=np.zeros((0, 17, 3), np.uint8))}, "expected some, of 17 tokens"),
         ({}, {"old": toys.old_text()._replace(guard=np.zeros((2, 9, 3), np.uint8))}, r"rows of shape \(2, 9, 3\)"),

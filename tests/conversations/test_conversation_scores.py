@@ -26,9 +26,8 @@ def by_hand(document: Document, kernel: np.ndarray) -> tuple[float, int]:
         counted += [counts] * len(piece.encode())
     text, counted = [*text, 255], [*counted, counted[-1]]
     log_p = kernel - np.log(np.exp(kernel).sum(1, keepdims=True))
-    nats = -sum(
-        log_p[before, token] for before, token, counts in zip(text, text[1:], counted[1:], strict=False) if counts
-    )
+    pairs = zip(itertools.pairwise(text), counted[1:], strict=True)
+    nats = -sum(log_p[pair] for pair, counts in pairs if counts)
     return float(nats), sum(counted) - 1  # the end has no bytes
 
 
