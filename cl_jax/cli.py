@@ -52,8 +52,10 @@ def _fail(message: str) -> None:
 
 
 def _stop(code: int, words: Sequence[str]) -> None:
-    again = f"; to go on from there: {shlex.join(['cl-jax', *words])}" if words and words[0] == "run" else ""
-    print(f"\ncl-jax: stopped; finished tasks are kept{again}", file=sys.stderr, flush=True)
+    goes_on = words[:1] in (["run"], ["adapt"])
+    again = f"; to go on from there: {shlex.join(['cl-jax', *words])}" if goes_on else ""
+    kept = "rounds" if words[:1] == ["adapt"] else "tasks"
+    print(f"\ncl-jax: stopped; finished {kept} are kept{again}", file=sys.stderr, flush=True)
     sys.stdout.flush()
     os._exit(code)  # threads that compile or train cannot be interrupted, and everything on disk is safe
 
@@ -75,20 +77,24 @@ def _terminable() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def _call(command: options.Run | options.Plan | options.Report | options.List) -> None:
+def _call(command: options.Run | options.Plan | options.Report | options.Adapt | options.List) -> None:
     if isinstance(command, options.List):
         _list()
     elif isinstance(command, options.Report):
         if command.format not in options.FORMATS:
             raise unknown("--format", command.format, options.FORMATS)
         _report(command.out, command.format, command.select)
+    elif isinstance(command, options.Adapt):
+        from cl_jax import cache
+        from cl_jax.conversations import command as conversations
+
+        _hush()
+        cache.keep_compiled()
+        conversations.call(command)
     else:
         from cl_jax import cache, devices, runner
 
-        # Orbax and asyncio log with a traceback what Orbax's threads raise, which also reaches us as an error.
-        for name in ("absl", "asyncio"):
-            logging.getLogger(name).setLevel(logging.CRITICAL)
-        sys.unraisablehook = _tell_unraisable
+        _hush()
         keep = _boundaries(command.keep) if isinstance(command, options.Run) else None
         devices.every_core()
         cache.keep_compiled()
@@ -104,6 +110,13 @@ def _call(command: options.Run | options.Plan | options.Report | options.List) -
             _report(out, "terminal", "all", quiet=command.quiet, again=False)
         else:
             runner.describe(job, measure=command.measure)
+
+
+def _hush() -> None:
+    # Orbax and asyncio log with a traceback what Orbax's threads raise, which also reaches us as an error.
+    for name in ("absl", "asyncio"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    sys.unraisablehook = _tell_unraisable
 
 
 def _tell_unraisable(found: Any) -> None:

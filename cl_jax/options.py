@@ -84,11 +84,45 @@ class Report:
 
 
 @dataclasses.dataclass
+class Adapt:
+    """Learn from a stream of conversations, and not forget; go on with it; write its table and report."""
+
+    model: _place("MODEL")  # pyright: ignore[reportInvalidTypeForm]
+    """Folder with config.json, model.safetensors and, unless it reads bytes, tokenizer.json."""
+    conversations: _place("CONVERSATIONS")  # pyright: ignore[reportInvalidTypeForm]
+    """A .jsonl file, or a folder of files, in the order in which they came."""
+    old: Annotated[str, tyro.conf.arg(metavar="TEXT", help_behavior_hint="")] = "text:code"
+    """Text that stands for what the model can do, such as text:mine=<folder>; left out: Python's library."""
+    data_dir: _option(Path, "FOLDER") = None  # pyright: ignore[reportInvalidTypeForm]
+    """In which domains of --old such as prose and maths are looked for."""
+    policy: Annotated[str, tyro.conf.arg(metavar="NAME", help_behavior_hint="")] = "finetune"
+    """How to learn: finetune, lora, ewc, replay, or frozen, not at all; left out: finetune."""
+    budget: _option(float, "X") = None  # pyright: ignore[reportInvalidTypeForm]
+    """Undo, in part or all, what makes old text cost X bits per byte more than at the start, such as 0.02."""
+    steps: Annotated[int, tyro.conf.arg(metavar="N", help_behavior_hint="")] = 4
+    """Steps on each round of conversations; left out: 4."""
+    every: Annotated[int, tyro.conf.arg(metavar="N", help_behavior_hint="")] = 8
+    """Conversations in a round, which are scored, then learned from; left out: 8."""
+    rows: Annotated[int, tyro.conf.arg(metavar="N", help_behavior_hint="")] = 16
+    """Rows of --context tokens that a step learns from; left out: 16."""
+    context: Annotated[int, tyro.conf.arg(metavar="N", help_behavior_hint="")] = 128
+    """Tokens that the model sees at once; left out: 128."""
+    learning_rate: Annotated[float, tyro.conf.arg(metavar="X", help_behavior_hint="")] = 3e-4
+    """Of Adam; left out: 0.0003."""
+    seed: Annotated[int, tyro.conf.arg(metavar="N", help_behavior_hint="")] = 0
+    """Of every random choice; left out: 0."""
+    out: _option(Path, "FOLDER") = None  # pyright: ignore[reportInvalidTypeForm]
+    """Where results and the new weights go; left out: runs/adapt-<conversations>-<policy>."""
+    quiet: _Flag = False
+    """Print nothing but errors."""
+
+
+@dataclasses.dataclass
 class List:
     """Name everything an experiment can be made of."""
 
 
-COMMANDS = {"run": Run, "plan": Plan, "report": Report, "list": List}
+COMMANDS = {"run": Run, "plan": Plan, "report": Report, "adapt": Adapt, "list": List}
 _ABOUT = """Measure catastrophic forgetting, and find what reduces it.
 
 Start with:
@@ -126,14 +160,27 @@ Examples:
   seed:S     all tasks, seed S alone; the other seeds are reported
   per-task   after each task anew the tasks so far, each seed by itself; everything is reported
 """,
+    "adapt": """Let a language model learn from conversations as they come, each scored before it is learned from.
+
+The same command again goes on where it stopped, also with conversations that were added behind the old ones.
+
+Examples:
+  cl-jax adapt models/mine conversations.jsonl --budget 0.02
+  cl-jax adapt models/mine conversations.jsonl --policy lora --learning-rate 0.001 --out runs/lora
+  cl-jax adapt models/mine conversations --old text:mine=notes --policy replay --budget 0.01
+""",
     "list": """Name everything an experiment can be made of, a line each.""",
 }
 
 
-_WHOLE = ("seeds", "steps", "width", "halving")
+_WHOLE = ("seeds", "steps", "width", "halving", "every", "rows", "context", "seed")
+_NUMBERS = ("budget", "learning_rate")
+_NUMBER = r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)(e[+-]?[0-9]{1,3})?"
 _MISSING = {
     "experiment": "give an experiment, such as experiments/quickstart",
     "out": "give the output folder of a run, such as runs/quickstart",
+    "model": "give a model's folder, which holds config.json and model.safetensors",
+    "conversations": "give the conversations, a .jsonl file or a folder of files",
 }
 
 
@@ -173,6 +220,10 @@ def _check_words(words: Sequence[str]) -> None:
             raise UserError(f"{name}: a value is missing. {help_}")
         if field.name in _WHOLE and not re.fullmatch(r"[+-]?[0-9]{1,18}", value):
             raise UserError(f"{name}: expected a whole number, was given {value!r}. {help_}")
+        if field.name in _NUMBERS and not re.fullmatch(
+            r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)(e[+-]?[0-9]{1,3})?", value, re.I
+        ):
+            raise UserError(f"{name}: expected a number such as 0.02, was given {value!r}. {help_}")
     if len(placed) < len(places):
         raise UserError(f"{words[0]}: {_MISSING[places[len(placed)]]}. {help_}")
     if len(placed) > len(places):
@@ -199,6 +250,7 @@ def parse(words: Sequence[str]) -> Any:
         Annotated[Run, tyro.conf.subcommand("run")]
         | Annotated[Plan, tyro.conf.subcommand("plan")]
         | Annotated[Report, tyro.conf.subcommand("report")]
+        | Annotated[Adapt, tyro.conf.subcommand("adapt")]
         | Annotated[List, tyro.conf.subcommand("list")]
     )
     return tyro.cli(commands, args=words, prog="cl-jax", description=_ABOUT, config=markers)
