@@ -8,6 +8,7 @@ import pytest
 
 from cl_jax.errors import UserError
 from cl_jax.experiment import MODELS, Decoder
+from cl_jax.models.attention import attention, sight
 from cl_jax.models.decoder import decoder
 from cl_jax.models.rotary import angles, rotate
 from cl_jax.tokens import Tokens
@@ -166,6 +167,30 @@ def test_rotation_turns_pairs_of_halves():
 
     np.testing.assert_allclose(product(7.0, 3.0), product(104.0, 100.0), rtol=1e-5)
     assert abs(product(7.0, 3.0) - product(7.0, 4.0)) > 1e-2
+
+
+@pytest.mark.parametrize("groups", [1, 3])
+def test_attention_and_its_gradient_are_the_library_s(groups):
+    segments = rows().segments
+    generator = np.random.default_rng(2)
+    query, key, value = (
+        jnp.asarray(2 * generator.normal(size=(2, num, 9, 4)), jnp.float32) for num in (2 * groups, 2, 2)
+    )
+    place = np.arange(9)
+    seen = (segments[:, None, :, None] == segments[:, None, None, :]) & (place[:, None] >= place)[None, None]
+
+    def own(query, key, value):
+        return attention(query.reshape(2, 2, groups * 9, 4), key, value, sight(segments).bias).reshape(query.shape)
+
+    def library(*arrays):
+        arrays = (array.swapaxes(1, 2) for array in arrays)
+        return jax.nn.dot_product_attention(*arrays, mask=seen).swapaxes(1, 2)
+
+    def results(function):
+        y, pull_back = jax.vjp(function, query, key, value)
+        return y, pull_back(jnp.sin(y))
+
+    chex.assert_trees_all_close(*(jax.jit(results, static_argnums=0)(f) for f in (own, library)), **ROUNDING)
 
 
 def test_a_later_token_changes_no_earlier_logits():
