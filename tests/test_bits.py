@@ -87,7 +87,8 @@ def test_infinite_losses_are_no_crash() -> None:
     blown = HAND.copy()
     blown[2:, :] = np.inf
     assert bits.final(blown) == np.inf and np.isnan(bits.learning(blown))
-    assert np.isnan(bits.retention_by_domain(np.zeros((3, 2)))).all()  # nothing had been learned
+    nothing_learned = np.array([[3.0, 3.0], [3.0, 3.0], [4.0, 3.0]])
+    assert np.isnan(bits.retention_by_domain(nothing_learned)).all()
 
 
 @pytest.mark.parametrize("shape", [(3,), (3, 3), (2, 3), (1, 0)])

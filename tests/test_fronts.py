@@ -136,7 +136,7 @@ def test_beaten_and_worthless_points_add_no_area() -> None:
     more = [(0.4, 0.5), (0.5, 0.4), (-0.3, 0.0), (0.9, 1.0), (0.9, 7.0), (np.nan, 0.0), (0.3, np.nan)]
     x, y = zip(*more, strict=True)
     assert hypervolume([0.5, 0.2, *x], [0.4, 0.1, *y], 1.0) == pytest.approx(front)
-    assert hypervolume([], [], 1.0) == 0 and hypervolume([-1.0], [0.0], 1.0) == 0
+    assert hypervolume([], [], 1.0) == hypervolume([-1.0], [0.0], 1.0) == hypervolume([0.9], [7.0], 1.0) == 0
     assert hypervolume([0.5], [-0.2], 1.0) == pytest.approx(0.6)  # to forget less than nothing is worth more
 
 

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from cl_jax.report import front_charts, panels, styles, traces
+from cl_jax.report import extents, front_charts, panels, styles, traces
 from cl_jax.report.cells import cut, printable
 from cl_jax.report.configurations import BASELINE, UPPER_BOUND
 from cl_jax.report.measure import spoken
@@ -77,7 +77,7 @@ def _strength(stream: Stream) -> Figure:
         kept = panels.thinned(panel.position)
         ticks = {"tickvals": panel.position[kept].tolist(), "ticktext": [panel.ticks[index] for index in kept]}
         layout["xaxis"] |= ticks | {"tickangle": 0}
-        layout["yaxis"] |= {"range": list(panels.ends([panel], stream))}
+        layout["yaxis"] |= {"range": list(extents.ends([panel], stream))}
         layout["shapes"] = [
             {**traces.rule("y", panels.reference(stream, name)), "line": {"color": GREY, "width": 1.3, "dash": dash}}
             for name, dash in bounds.items()
@@ -96,7 +96,7 @@ def _strength(stream: Stream) -> Figure:
 
 def _matrices(stream: Stream) -> Figure:
     tasks, measure, words = list(range(1, stream.num_tasks + 1)), stream.measure, stream.wording
-    low, high = panels.shades(stream)
+    low, high = extents.shades(stream)
     charts = []
     for method, configuration in stream.chosen.items():
         spans = panels.matrix(configuration)
@@ -157,7 +157,7 @@ def _over_training(stream: Stream) -> Figure:
             axis = {"tickvals": [0, *axis["tickvals"]]}
         room = 0.4 if words.names else 0.2  # a name that would leave the chart is not drawn
         layout["xaxis"] |= axis | {"range": [first - room, stream.num_tasks + room]}
-        layout["yaxis"] |= {"range": list(panels.levels(stream))}
+        layout["yaxis"] |= {"range": list(extents.levels(stream))}
         charts.append(Chart(printable(method), data, layout))
     legend = [("line", colour, words.one(task)) for task, colour in enumerate(colours, start=1)]
     kind = f"{measure.kind}-over-training"

@@ -118,7 +118,7 @@ def _of_stream(table: pyarrow.Table, label: str, num_tasks: int | None) -> list[
     measure, wording = of_table(table, num_tasks)
     read = {
         split: tuple(
-            measure.factor * each
+            np.where(np.isfinite(each), measure.factor * each, np.nan)  # an infinite loss is no number to report
             for each in metrics.accuracy_matrices(table, members, split, num_tasks, metric=measure.column)
         )
         for split in ("test", "validation")

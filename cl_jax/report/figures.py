@@ -10,7 +10,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from cl_jax.report import drawing, front_figures, panels, styles
+from cl_jax.report import drawing, extents, front_figures, panels, styles
 from cl_jax.report.cells import cut
 from cl_jax.report.configurations import BASELINE, UPPER_BOUND
 from cl_jax.report.drawing import look, mark, sheet, title
@@ -48,7 +48,7 @@ def write_figures(stream: Stream, folder: Path, name: str) -> list[Path]:
 def matrices(stream: Stream) -> Figure:
     """Small multiples: R of each method's chosen configuration, mean over seeds; bright is good."""
     size, ticks, measure, words = 1.3, panels.task_ticks(stream.num_tasks), stream.measure, stream.wording
-    low, high = panels.shades(stream)
+    low, high = extents.shades(stream)
     colours = f"viridis{'_r' * (not measure.higher_is_better)}"
     on, after = (f"{text} on" + f" {words.task}" * (not words.names) for text in (measure.name, "after training"))
     figure, axes = sheet(len(stream.chosen), size, size, on, after, [], right=0.65)
@@ -99,7 +99,7 @@ def over_training(stream: Stream) -> Figure:
             before = slice(first, task + 1)
             axis.plot(x[before], own.mean[before], color=colour, linestyle=":", linewidth=0.8, alpha=0.7)
             drawing.line(axis, x[task:], own.at(slice(task, None)), colour, marker="o" if few else "", band=few)
-        axis.set(ylim=panels.levels(stream), xlim=(first - 0.15, stream.num_tasks + 0.15))
+        axis.set(ylim=extents.levels(stream), xlim=(first - 0.15, stream.num_tasks + 0.15))
         if measure.range is not None:
             axis.set(yticks=range(measure.range[0], measure.range[1] + 1, 25))
         shown = ticks[stream.num_tasks > 6 :]
@@ -158,7 +158,7 @@ def strength_curves(stream: Stream) -> Figure | None:
             axis.plot(position, 0, marker="x", color=RED, markeredgewidth=2, zorder=5)
         kept = panels.thinned(panel.position, 5)
         axis.set_xticks(panel.position[kept], [panel.ticks[i] for i in kept])
-        axis.set_ylim(panels.ends(found, stream))
+        axis.set_ylim(extents.ends(found, stream))
         axis.set_title(title(panel.method, width))
         axis.set_xlabel(title(panel.axis_name, width))
     return figure

@@ -27,7 +27,8 @@ class Format(NamedTuple):
         if math.isnan(value):
             return "-"
         value = round(self.scale * value, self.decimals) + 0.0  # + 0.0: no "-0.0"
-        return f"{value:+.{self.decimals}f}" if sign and value else f"{value:.{self.decimals}f}"
+        digits = f".{self.decimals}f" if abs(value) < 1e6 else ".3g"  # of a run that diverged
+        return f"{value:+{digits}}" if sign and value else f"{value:{digits}}"
 
     def mean(self, value: Spread) -> str:
         """`51.8 ± 2.2`: mean and standard error; without the latter for a single seed."""

@@ -200,6 +200,8 @@ def test_the_page_is_in_bits_and_names_domains(text, tmp_path) -> None:
         "Hypervolume", "Retention", "bits per byte above the best on test, mean",
     ):  # fmt: skip
         assert words in body, words
+    every = body.partition("judged by (validation bits per byte)")[2].partition("</table>")[0]
+    assert re.search(r"learning rate 0\.01 \(chosen\)</td><td>3\.100</td><td>3\.100</td><td>0\.150</td>", every)
     kinds = re.findall(r'data-figure="([^"]+)"', body)
     assert list(dict.fromkeys(kinds)) == ["average-bits", "fronts", "strength", "bits-matrix", "bits-over-training"]
     assert len(data_of(page)) == len(kinds) and kinds.count("bits-matrix") == 4
@@ -331,6 +333,28 @@ def test_one_domain_and_nothing_finished_are_no_crash(make_text, tmp_path) -> No
         data_of(write(table, tmp_path))
 
 
+def test_losses_that_blew_up_are_told_and_drawn(make_text, tmp_path) -> None:
+    def accuracy(method, config, num_tasks, seed):
+        values = plain(method, config, num_tasks, seed)
+        if config[RATE] == RATES[2] or method == "replay":
+            values[2:] = {0: np.inf, 1: 1e35, 2: 9.0}[seed]
+        return values
+
+    def diverged(method, config, seed):
+        return (config[RATE] == RATES[2] or method == "replay") and seed < 2
+
+    table = make_text({name: METHODS[name] for name in ("finetune", "replay")}, accuracy=accuracy, diverged=diverged)
+    rows = by_method(table)
+    assert rows["finetune"].chosen == {"learning rate": RATES[1]} and rows["replay"].num_complete == 2
+    assert "2 of 3 seeds diverged" in rows["replay"].warnings
+    text = render_table(list(rows.values()))
+    assert max(map(len, text.splitlines())) <= 100 and "5e+34" in text
+    data_of(write(table, tmp_path))
+    (found,) = read(table)
+    drawn = trade.drawn(found)
+    assert list(drawn) == ["finetune"] and len(drawn["finetune"].points) == 2
+
+
 def test_what_was_stopped_is_dated_by_domain(make_text) -> None:
     table = make_text(stopped=lambda method, config, seed: 2 if config.get(RATE) == RATES[2] else None)
     row = by_method(table)["replay"]
@@ -404,6 +428,9 @@ def test_domains_cannot_become_markup(make_text, tmp_path) -> None:
     assert "<script>alert" not in page and "<b>," not in page
     names = {trace.get("name") for chart in data_of(page) for trace in chart["data"]}
     assert "&lt;/script&gt;&lt;script&gt;alert(1)&lt;/script&gt;" in names and "p$x$" in names
+    for chart in data_of(page):  # plotly.js reads HTML there
+        told = json.dumps([chart["layout"]["xaxis"].get("ticktext"), [trace.get("text") for trace in chart["data"]]])
+        assert "<script" not in told and "</script" not in told and "<b>" not in told
 
 
 @pytest.mark.parametrize(
