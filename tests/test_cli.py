@@ -36,7 +36,7 @@ def test_help_is_for_people(
     assert stopped.value.code == 0 and err == ""
     assert max(map(len, out.splitlines())) <= 100
     assert not re.search(r"None|\bSTR\b|\bINT\b|\bPATH\b|default:|--no-|Annotated", out)
-    if words[0] in ("run", "plan", "report"):
+    if words[0] in ("run", "plan", "report", "adapt"):
         assert f"cl-jax {words[0]} " in out.partition("Example")[2]
 
 
@@ -52,7 +52,7 @@ def test_help_of_a_command_tells_every_option(capsys: pytest.CaptureFixture[str]
     ("words", "message"),
     [
         ("", "give a command: run, plan, report, adapt, list. See: cl-jax --help"),
-        ("rnu x", "unknown command 'rnu'; known: adapt, list, plan, report, run. Did you mean 'run'? See: cl-jax --help"),
+        ("rnu x", "unknown command 'rnu'; known: adapt, list, plan, report, run. Did you mean 'run'? See: cl-jax"),
         ("--seeds 3", "unknown command '--seeds'"),
         ("run", "run: give an experiment, such as experiments/quickstart. See: cl-jax run --help"),
         ("run a b", "run: too many words: b."),
