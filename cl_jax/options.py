@@ -162,7 +162,7 @@ Examples:
 """,
     "adapt": """Let a language model learn from conversations as they come, each scored before it is learned from.
 
-The same command again goes on where it stopped, also with conversations that were added behind the old ones.
+The same command again goes on where it stopped, or with conversations added behind the old ones.
 
 Examples:
   cl-jax adapt models/mine conversations.jsonl --budget 0.02

@@ -11,8 +11,10 @@ lock_dev="$root/launch/requirements-dev.lock"
 usage() {
   cat <<'TEXT'
 bash launch/local.sh run experiments/quickstart   set-up on first use, then the experiment
+bash launch/local.sh adapt <model> <talks> ...    a language model learns from a stream of conversations
 bash launch/local.sh plan|report|list ...         as cl-jax; `... run --help` tells the options
 bash launch/local.sh benchmark [--quick]          how fast this machine trains; `... benchmark --help` tells the options
+bash launch/local.sh conversations [--size smoke] every way to learn from a stream of conversations, compared
 bash launch/local.sh test [pytest args]           set-up on first use, then the tests, but for the slow ones
 bash launch/local.sh test --slow|--fast|--all ... the slow ones alone; the quick ones alone; every test
 bash launch/local.sh lint                         ruff and the type checker
@@ -141,7 +143,7 @@ case "$command" in
       --all) marks="slow or not slow"; shift ;;
     esac
     JAX_PLATFORMS=cpu exec "$venv/bin/python" -m pytest -n 2 --dist loadfile -m "$marks" "$@" ;;
-  run|plan|report|list)
+  run|plan|report|adapt|list)
     setup run
     words=()
     for word in "$@"; do
@@ -153,5 +155,8 @@ case "$command" in
     setup run
     # -P: a folder named experiments where the caller stands is not meant.
     PYTHONPATH="$root${PYTHONPATH:+:$PYTHONPATH}" exec "$venv/bin/python" -P -m experiments.benchmark "$@" ;;
-  *) usage >&2; fail "unknown command '$command'; known: run, plan, report, list, benchmark, test, lint, setup, lock" ;;
+  conversations)
+    setup run
+    PYTHONPATH="$root${PYTHONPATH:+:$PYTHONPATH}" exec "$venv/bin/python" -P -m experiments.conversation_stream "$@" ;;
+  *) usage >&2; fail "unknown command '$command'; known: run, plan, report, adapt, list, benchmark, conversations, test, lint, setup, lock" ;;
 esac

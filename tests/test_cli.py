@@ -36,7 +36,7 @@ def test_help_is_for_people(
     assert stopped.value.code == 0 and err == ""
     assert max(map(len, out.splitlines())) <= 100
     assert not re.search(r"None|\bSTR\b|\bINT\b|\bPATH\b|default:|--no-|Annotated", out)
-    if words[0] in ("run", "plan", "report"):
+    if words[0] in ("run", "plan", "report", "adapt"):
         assert f"cl-jax {words[0]} " in out.partition("Example")[2]
 
 

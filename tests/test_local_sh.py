@@ -25,7 +25,7 @@ mkdir -p "$3/bin"
 cat >"$3/bin/python" <<'TEXT'
 #!/bin/sh
 case "$*" in *pip*) printf '%s\\n' "$*" >>"{log}"; exit {code} ;; *pytest*) printf '%s\\n' "$PWD" "$@" ;;
-*experiments.benchmark*) printf '%s\\n' "$PWD" "$PYTHONPATH" "$@" ;; esac
+*experiments.*) printf '%s\\n' "$PWD" "$PYTHONPATH" "$@" ;; esac
 TEXT
 cat >"$3/bin/cl-jax" <<'TEXT'
 #!/bin/sh
@@ -222,10 +222,13 @@ def test_experiment_of_the_caller_or_of_the_checkout(
         assert done.stdout.splitlines() == ["run", *(meant if word != "--quiet" else word for word in words)]
 
 
-def test_benchmark_runs_the_checkouts_own_where_the_caller_stands(checkout: Checkout, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("command", "module"), [("benchmark", "benchmark"), ("conversations", "conversation_stream")])
+def test_modules_of_the_checkout_run_where_the_caller_stands(
+    command: str, module: str, checkout: Checkout, tmp_path: Path
+) -> None:
     checkout.fake("python3", NEW)
-    done = checkout("benchmark", "--quick", "--out", "some where", cwd=tmp_path)
-    words = [str(tmp_path), str(checkout.root), "-P", "-m", "experiments.benchmark", "--quick", "--out", "some where"]
+    done = checkout(command, "--quick", "--out", "some where", cwd=tmp_path)
+    words = [str(tmp_path), str(checkout.root), "-P", "-m", f"experiments.{module}", "--quick", "--out", "some where"]
     assert done.stdout.splitlines() == words
     assert checkout.installed() == ["requirements.lock"]
 

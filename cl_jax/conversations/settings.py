@@ -34,5 +34,5 @@ class Adaptation:
     context: int = static(128, low=1)
     longest: int = static(1024, low=2)
     old_every: int = static(10, low=1)
-    old_rows: int = static(256, low=1)
+    old_rows: int = static(128, low=1)
     old_train: int = static(1000, low=1)

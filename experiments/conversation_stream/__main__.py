@@ -12,14 +12,14 @@ import numpy as np
 import tyro
 
 from cl_jax import cache
-from cl_jax.conversations import Conversations, adapt, old_text, page
+from cl_jax.conversations import Conversations, OldText, adapt, old_text, page
 from cl_jax.errors import UserError
 from cl_jax.text import domains
 from cl_jax.text.documents import Document
 from cl_jax.text.tokenizer import Bytes
 from experiments.conversation_stream import outcome
-from experiments.conversation_stream.base import trained
-from experiments.conversation_stream.config import Study, entries, sized
+from experiments.conversation_stream.base import Trained, trained
+from experiments.conversation_stream.config import Entry, Study, entries, sized
 
 MADE_BYTES = 400  # of a made conversation, about; more are made than are taken
 
@@ -69,20 +69,27 @@ def run(options: Options) -> None:
     )
     cache.keep_compiled()
     base = trained(study.base, settings.context, out / "base", say)
-    every = entries(study)
-    for number, entry in enumerate(every, 1):
-        folder = out / entry.folder
-        say(f"{number} of {len(every)}: {entry.folder}")
-        stream = Conversations(
-            ordered(talks, entry.seed), Bytes(), context=settings.context, longest=settings.longest,
-            every=settings.every,
-        )  # fmt: skip
-        about = {"conversations": ", ".join(study.talks), "old_text": study.base.text}
-        done = adapt(base.model, base.params, stream, old, entry.settings(study), folder, seed=entry.seed, about=about)
-        if done.params is not None:
-            page.write(folder)
-        outcome.write(out, every[:number])
+    every, done = entries(study), []
+    try:
+        for number, entry in enumerate(every, 1):
+            say(f"{number} of {len(every)}: {entry.folder}")
+            _one(study, entry, base, talks, old, out / entry.folder)
+            done.append(entry)
+    finally:
+        if done:
+            outcome.write(out, done)
     print(outcome.in_words(out))
+
+
+def _one(study: Study, entry: Entry, base: Trained, talks: Sequence[Document], old: OldText, folder: Path) -> None:
+    settings = entry.settings(study)
+    stream = Conversations(
+        ordered(talks, entry.seed), Bytes(), context=settings.context, longest=settings.longest, every=settings.every
+    )
+    about = {"conversations": ", ".join(study.talks), "old_text": study.base.text}
+    adapted = adapt(base.model, base.params, stream, old, settings, folder, seed=entry.seed, about=about)
+    if adapted.params is not None:
+        page.write(folder)
 
 
 def conversations(study: Study, folder: Path | None) -> list[Document]:

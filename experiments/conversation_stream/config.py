@@ -9,7 +9,7 @@ from cl_jax.models.decoder import Decoder
 from cl_jax.optimizers import Adam
 
 DECODER = Decoder(width=96, layers=3, heads=4)
-SETTINGS = Adaptation(old_rows=128)
+SETTINGS = Adaptation()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
