@@ -75,8 +75,8 @@ sizes = {
         small=True, steps=50, batch_size=8,
     ),
     "mini": sized(
-        "mini", f"{REAL}?context=64&bytes=1000000&heldout=8000", Decoder(width=64, layers=2), pretrained(2000), 3,
-        small=False, steps=150, batch_size=16,
+        "mini", f"{REAL}?context=64&bytes=1000000&heldout=8000", Decoder(width=64, layers=2), pretrained(1500), 3,
+        small=False, steps=100, batch_size=16,
     ),
     "full": sized(
         "full", f"{REAL}?context=256&bytes=4000000&heldout=100000", Decoder(width=256, layers=6),
