@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-UNSEEN = -1e30  # finite, so that no difference of two of them is NaN; exp of it is 0
+UNSEEN = -1e30  # exp of it is 0, and it is finite: -inf minus -inf is NaN
 
 
 class Sight(NamedTuple):
