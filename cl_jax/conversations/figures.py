@@ -26,7 +26,7 @@ def write(found: Summary, path: Path) -> list[Path]:
 
 def draw(found: Summary) -> Figure:
     """Above, bits per byte of all conversations so far, by the learning model and by the one that never learns; below,
-    those of the old text, with the budget and the rounds that it stopped.
+    what the old text costs more than at the start, with the budget and the rounds that it stopped.
     """
     width, height = _LEFT + _WIDTH + _RIGHT, _BELOW + 2 * _HEIGHT + _BETWEEN + _ABOVE
     figure = Figure(figsize=(width, height))
@@ -51,18 +51,19 @@ def _conversations(axis: Axes, found: Summary) -> list[tuple[Any, str]]:
 
 
 def _old_text(axis: Axes, found: Summary) -> list[tuple[Any, str]]:
-    axis.set_title("Old text", loc="left")
+    axis.set_title("Old text, above what it cost at the start", loc="left")
     axis.set_ylabel("bits per byte")
     test, guard, scale = (found.curves[name] for name in ("old_bits_per_byte", "guard_bits_per_byte", "update_scale"))
-    axis.plot(test.conversation, test.value, color=OLD, marker="o", markersize=3)
+    axis.plot(test.conversation, test.value - test.value[0], color=OLD, marker="o", markersize=3)
     legend = [(drawing.mark(OLD, marker="o", dash="-", markersize=3), "old text, test split")]
     if found.budget is None:
         return legend
-    axis.plot(guard.conversation, guard.value, color=GUARDED, linewidth=0.9)
-    axis.axhline(guard.value[0] + found.budget, color=WARN, linestyle="--", linewidth=1)
+    above = guard.value - guard.value[0]
+    axis.plot(guard.conversation, above, color=GUARDED, linewidth=0.9)
+    axis.axhline(found.budget, color=WARN, linestyle="--", linewidth=1)
     legend += [(drawing.mark(GUARDED, dash="-", linewidth=0.9), "old text, the guard's split")]
-    legend += [(drawing.mark(WARN, dash="--", linewidth=1), "its cost at the start + budget")]
-    after = guard.value[np.searchsorted(guard.conversation, scale.conversation)]
+    legend += [(drawing.mark(WARN, dash="--", linewidth=1), "budget")]
+    after = above[np.searchsorted(guard.conversation, scale.conversation)]
     stopped = {SCALED: ("v", (scale.value > 0) & (scale.value < 1)), ROLLED_BACK: ("x", scale.value == 0)}
     for name, (marker, which) in stopped.items():
         if which.any():

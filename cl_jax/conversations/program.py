@@ -29,7 +29,8 @@ class Program:
         self._learner, self._key = policy.learner, jax.random.key(seed)
         self._learning_rate = jnp.asarray(settings.optimizer.learning_rate, jnp.float32)
         chunk = chunk_of(num_tokens, settings.context)
-        self._nats = jax.jit(partial(_nats, policy.learner, chunk))
+        self._nats = jax.jit(partial(target_nats, policy.learner.model, chunk=chunk))
+        self._params = jax.jit(partial(train.evaluated, policy.learner))
         self._updated = jax.jit(partial(_updated, policy.learner, settings.steps, settings.rows))
         self._consolidated = jax.jit(partial(_consolidated, policy.learner))
 
@@ -39,9 +40,9 @@ class Program:
         example = batch_of(some)._replace(extra={"rows": some})
         return train.init(self._learner, stream_key(self._key, "start"), example, params)
 
-    def nats(self, state: TrainState, rows: np.ndarray, used: int | None = None) -> np.ndarray:
+    def nats(self, params: Params, rows: np.ndarray, used: int | None = None) -> np.ndarray:
         """float32 [N, context], see `cl_jax.conversations.scoring.target_nats`; None: all rows are used."""
-        return np.asarray(self._nats(state, rows, len(rows) if used is None else used))
+        return np.asarray(self._nats(params, rows, len(rows) if used is None else used))
 
     def updated(self, state: TrainState, rows: np.ndarray, used: int, number: int) -> TrainState:
         """After the steps of round `number`, from 1, on its first `used` rows, of which there is one at least."""
@@ -57,17 +58,13 @@ class Program:
 
     def params(self, state: TrainState) -> Params:
         """What the model computes with."""
-        return train.evaluated(self._learner, state)
+        return self._params(state)
 
 
 @jax.jit
 def scaled(accepted: Trainable, trainable: Trainable, scale: float) -> Trainable:
     """accepted + scale (trainable - accepted), of every leaf."""
     return jax.tree.map(lambda old, new: old + jnp.asarray(scale, old.dtype) * (new - old), accepted, trainable)
-
-
-def _nats(learner: Learner, chunk: int, state: TrainState, rows: jax.Array, used: jax.Array) -> jax.Array:
-    return target_nats(learner.model, train.evaluated(learner, state), rows, used, chunk)
 
 
 def _updated(

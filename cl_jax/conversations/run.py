@@ -4,11 +4,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax
-import numpy as np
-
 from cl_jax import provenance
-from cl_jax.config import check_fields
+from cl_jax.conversations import checks
 from cl_jax.conversations import log as logs
 from cl_jax.conversations.guard import Decision, decide
 from cl_jax.conversations.log import Line, Log
@@ -16,7 +13,7 @@ from cl_jax.conversations.old_text import OldText
 from cl_jax.conversations.policies import Policy, label
 from cl_jax.conversations.program import Program, scaled
 from cl_jax.conversations.progress import Bar
-from cl_jax.conversations.scoring import Score, batch_of, of_all, of_conversations
+from cl_jax.conversations.scoring import Score, of_all, of_conversations
 from cl_jax.conversations.settings import Adaptation
 from cl_jax.conversations.standing import Standings, alone, claim
 from cl_jax.conversations.stream import Conversations, Round
@@ -71,8 +68,7 @@ def adapt(
         UserError: settings out of range; tokens that the model does not have; another run's folder, or one that another
             process works on; conversations that are not those that the run began with.
     """
-    check_fields(settings, "adaptation")
-    _check(model, params, conversations, old, settings)
+    checks.check(model, params, conversations, old, settings)
     with alone(out):
         claim(out, settings, seed, params, old)
         log, total = Log(out), len(conversations)
@@ -106,8 +102,8 @@ class _Run:
         self._conversations, self._settings, self._out, self._seed, self._bar = conversations, settings, out, seed, bar
         self._old = OldText(*(part.astype(conversations.dtype) for part in old[:3]), name=old.name)
         self._policy: Policy = settings.policy.build(model, settings.optimizer.build())
-        self._program = Program(self._policy, settings, _num_tokens(model, params, self._old.test), seed)
-        self._state = self._start = self._program.begun(params, self._old.test)
+        self._program = Program(self._policy, settings, checks.num_tokens(model, params, self._old.test), seed)
+        self._start, self._state = params, self._program.begun(params, self._old.test)
         self._standings = Standings(out, self._policy, self._state, bar.say)
         self.log = Log(out)
 
@@ -138,7 +134,7 @@ class _Run:
     def round(self) -> None:
         """One round."""
         number, each = len(self.log.lines), self._conversations.round(self.done)
-        scores = of_conversations(self._program.nats(self._state, each.rows, each.used), each)
+        scores = of_conversations(self._program.nats(self.params, each.rows, each.used), each)
         untaught = scores
         if self._policy.trains:
             untaught = of_conversations(self._program.nats(self._start, each.rows, each.used), each)
@@ -168,20 +164,20 @@ class _Run:
         accepted, updated = self._state, self._program.updated(self._state, each.rows, each.used, number)
         decision = None
         if self._settings.guard is not None:
-            trials = {1.0: updated}
-            base = self.log.lines[0].guard
+            base, trial = self.log.lines[0].guard, updated
             assert base is not None
 
             def measure(scale: float) -> float:
-                if scale not in trials:
-                    trials[scale] = updated._replace(trainable=scaled(accepted.trainable, updated.trainable, scale))
-                return self._costs(trials[scale])
+                nonlocal trial
+                if scale < 1:
+                    trial = updated._replace(trainable=scaled(accepted.trainable, updated.trainable, scale))
+                return self._costs(trial)
 
             decision = decide(self._settings.guard, base, measure, bool(updated.diverged))
             if not decision.scale:
                 self._state = self._rolled_back(number)
                 return before, decision
-            updated, before = trials[decision.scale], decision.tried[-1][1]
+            updated, before = trial, decision.tried[-1][1]
         consolidates = self._policy.consolidates
         if consolidates is not None and number % consolidates == 0:
             updated = self._program.consolidated(updated, each.rows, each.used, number)
@@ -200,13 +196,13 @@ class _Run:
 
     def _costs(self, state: TrainState) -> float:
         """Bits per byte of the guard's old text."""
-        return of_all(self._program.nats(state, self._old.guard), self._old.guard).bits_per_byte
+        return of_all(self._program.nats(self._program.params(state), self._old.guard), self._old.guard).bits_per_byte
 
     def _end_round(
         self, number: int, each: Round | None, scores: list[Score], untaught: list[float], guard: float | None,
         decision: Decision | None, *, measures: bool,
     ) -> None:  # fmt: skip
-        old = of_all(self._program.nats(self._state, self._old.test), self._old.test) if measures else None
+        old = of_all(self._program.nats(self.params, self._old.test), self._old.test) if measures else None
         line = Line(
             round=number,
             first=0 if each is None else each.first,
@@ -232,25 +228,3 @@ class _Run:
                     f"conversations {line.first + 1} to {end} are not those that the run in {self._out} has learned "
                     "from; put new ones behind the old ones, or give another folder with --out"
                 )
-
-
-def _check(model: Model, params: Params, conversations: Conversations, old: OldText, settings: Adaptation) -> None:
-    shape = (conversations.context, conversations.longest, conversations.every)
-    if shape != (settings.context, settings.longest, settings.every):
-        raise UserError(f"conversations have context, longest, every {shape}; the settings ask for others")
-    for part in old[:3]:
-        if not len(part) or part.shape[1] != settings.context + 1:
-            raise UserError(f"old text: rows of shape {part.shape}; expected some, of {settings.context + 1} tokens")
-    if not len(conversations):
-        raise UserError("there are no conversations")
-    if hasattr(settings.policy, "check"):
-        settings.policy.check(params)
-    known = _num_tokens(model, params, old.test)
-    if conversations.num_tokens > known:
-        raise UserError(f"the tokenizer has ids up to {conversations.num_tokens - 1}, the model up to {known - 1}")
-
-
-def _num_tokens(model: Model, params: Params, rows: np.ndarray) -> int:
-    """Ids that a model knows, from the shape of its logits."""
-    like = jax.ShapeDtypeStruct((1, *rows.shape[1:]), rows.dtype)
-    return jax.eval_shape(lambda params, rows: model.apply(params, batch_of(rows).x), params, like).shape[-1]

@@ -1,6 +1,7 @@
 """Conversations as rows: what a model sees of each, and that nothing of them is lost or counted twice."""
 
 import bigram_stream as toys
+import jax.numpy as jnp
 import numpy as np
 
 from cl_jax.conversations import Conversations
@@ -8,6 +9,7 @@ from cl_jax.conversations.scoring import counted_bytes, of_conversations
 from cl_jax.conversations.stream import shelves
 from cl_jax.text.documents import Document
 from cl_jax.text.tokenizer import Bytes
+from cl_jax.tokens import read_rows
 
 
 def windows(stream: Conversations, first: int, at: int) -> list[tuple[bytes, ...]]:
@@ -37,6 +39,20 @@ def test_a_conversation_that_fits_in_a_row_is_not_cut() -> None:
     assert shelves([20, 13, 1, 3], 16) == [[0, 1], [2, 3]]  # 20: a row of 17, then the last of these and 3 more
     assert shelves([33, 2], 16) == [[0], [1]]  # two full rows
     assert shelves([34, 15], 16) == [[0, 1]]  # and 2 tokens in a third
+
+
+def test_a_row_by_hand() -> None:
+    documents = [Document((("ab", True),), ""), Document((("c", True),), "")]
+    each = Conversations(documents, Bytes(), context=8, longest=9, every=2).round(0)
+    assert each.rows[0, :, 0].tolist() == [255, 97, 98, 255, 255, 99, 255, 0, 0] and each.used == 1
+    assert each.owner[0].tolist() == [0, 0, 0, 1, 1, 1, -1, -1]
+
+
+def test_the_host_counts_as_the_device_does() -> None:
+    rows = np.random.default_rng(0).integers(0, 7, (5, 17, 3), np.uint8)  # any marks, also such as no packing makes
+    targets = read_rows(jnp.asarray(rows))[1]
+    counted, sizes = counted_bytes(rows)
+    assert np.array_equal(counted, targets.counted) and np.array_equal(sizes, targets.bytes) and counted.any()
 
 
 def test_every_reply_byte_counts_once_for_its_conversation() -> None:
