@@ -19,6 +19,7 @@ from cl_jax.experiment import MODELS, Entry, Experiment, Run, hyper_parameters
 from cl_jax.methods import METHODS
 from cl_jax.model import Model
 from cl_jax.optimizers import OPTIMIZERS, Sgd
+from cl_jax.per_example import EXACT_OF_TEXT
 from cl_jax.schedules import SCHEDULES
 from cl_jax.tasks import BOUNDARIES, STREAMS
 from cl_jax.tasks.stream import View, smallest_task
@@ -200,6 +201,8 @@ def _check_methods(run: Run, view: View, data: Data) -> None:
                 f"methods.{name}: {type(method).__name__} is of examples with one label each, and the data are text: "
                 f"use one of {', '.join(able)}"
             )
+        if data.text is not None and getattr(method, "kind", None) == "exact":
+            raise UserError(f"methods.{name}: {EXACT_OF_TEXT}")
         capacity: Any = getattr(method, "capacity", None)
         if isinstance(capacity, int) and capacity > examples:
             raise UserError(
