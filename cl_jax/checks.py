@@ -89,6 +89,11 @@ def check_parts(run: Any, where: str) -> None:
     _check_diagnostics(run.diagnostics, f"{where}.diagnostics")
     if not 0 < run.validation < 1:
         raise UserError(f"{where}.validation: was given {run.validation}; allowed are shares between 0 and 1")
+    if run.exposure == "all" and run.scenario == "class" and run.training_mask != "all":
+        raise UserError(
+            f"{where}.exposure: was given 'all' in scenario 'class', where training_mask {run.training_mask!r} leaves "
+            f"out the right outputs of later tasks: use training_mask='all'"
+        )
     if run.training_mask != "seen" and run.scenario != "class":
         raise UserError(
             f"{where}.training_mask: was given {run.training_mask!r} in scenario {run.scenario!r}, where it changes "

@@ -35,6 +35,7 @@ RUNS = {
     "scenario='task', stream=Split(num_tasks=10)": "scenario 'task' with one class a task leaves one output",
     "scenario='domain', stream=Split(num_tasks=10)": "scenario 'domain' with one class a task leaves one output",
     "stream=Split(num_tasks=11)": "one: stream.num_tasks: was given 11 split tasks, but the data has 10",
+    "exposure='all', scenario='class', stream=Split()": "the right outputs of later tasks: use training_mask='all'",
     "training_mask='all'": "one.training_mask: was given 'all' in scenario 'domain', where it changes nothing",
     "exposure='sen'": "Did you mean 'seen'?",
     "boundary='fuzy'": "one.boundary: expected a config such as Sharp(), Fuzzy(), LinearDecay(), Scattered(), was",

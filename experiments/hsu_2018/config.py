@@ -38,7 +38,7 @@ def compare(scenario: str) -> tuple[Entry, ...]:
         *sweep("LwF", replace(run, distilled)),
         *sweep("naive rehearsal", replace(run, {"methods": {"replay": memory}})),
         *sweep("GEM", replace(sgd, {"methods": gem})),
-        *sweep("offline", replace(run, {"exposure": "all"})),
+        *sweep("offline", replace(run, {"exposure": "all", "training_mask": "all" if scenario == "class" else "seen"})),
     )
 
 
