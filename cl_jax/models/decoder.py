@@ -21,9 +21,9 @@ from cl_jax.tokens import Tokens
 
 COMPUTE = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 STD = 0.02  # of the first weights, as in GPT-2
-# A loop stacks what the backward pass needs and takes it apart again: 122 ms instead of 99 ms (see
-# `cl_jax.models.attention`). Deep models are wide, where it counts less, and long to compile without a loop.
-MOST_UNROLLED = 4
+# A loop stacks what the backward pass needs and takes it apart again: a step of 3 or of 8 layers took 1.27 times as
+# long (see `cl_jax.models.attention`), and compiled no faster.
+MOST_UNROLLED = 8
 
 
 def decoder(
@@ -140,7 +140,7 @@ def decoder(
             key, value = (by_head(dense(p[name], normal), kv_heads) for name in ("key", "value"))
             if qk_norm:
                 query, key = norm(p["query_norm"], query), norm(p["key_norm"], key)
-            query = rotate(query, turn).reshape(num, kv_heads, groups, length, head_width)
+            query = rotate(query, turn).reshape(num, kv_heads, groups * length, head_width)
             found = attention(query, rotate(key, turn), value, seen.bias)
             found = found.reshape(num, heads, length, head_width).swapaxes(1, 2)
             h = h + dense(p["output"], found.reshape(num * length, heads * head_width))
