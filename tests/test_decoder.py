@@ -309,6 +309,8 @@ def test_members_side_by_side_are_members_one_by_one():
         ({"heads": 6, "kv_heads": 4}, "1, 2, 3, 6. Did you mean 3"),
         ({"kv_heads": 8}, "1, 2, 4. Did you mean 4"),
         ({"rope_base": 0.0}, "above 0"),
+        ({"rope_scaling": (8.0, 4.0, 1.0, 8192)}, "0 < low < high"),
+        ({"rope_scaling": (8.0,)}, "0 < low < high"),
         ({"norm_epsilon": -1.0}, "at least 0"),
         ({"compute": "float16"}, "Did you mean 'bfloat16'"),
     ],

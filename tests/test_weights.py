@@ -1,5 +1,6 @@
 """Open weights: what a config may say, which tensors belong to it, shards, and the way out and back in."""
 
+import dataclasses
 import json
 import os
 import shutil
@@ -20,7 +21,7 @@ from cl_jax.weights import llama, load_weights, safetensors, save_weights, stric
 from cl_jax.weights.config_json import read_config
 
 FIXTURES = Path(__file__).parent / "fixtures" / "decoders"
-FAMILIES = ("llama", "qwen2", "qwen3")
+FAMILIES = ("llama", "llama3", "qwen2", "qwen3")
 # As SmolLM2-135M describes itself: the older place of rope_theta, and keys that mean nothing here.
 SMOL = {
     "architectures": ["LlamaForCausalLM"], "attention_bias": False, "attention_dropout": 0.0, "bos_token_id": 0,
@@ -29,6 +30,12 @@ SMOL = {
     "num_attention_heads": 9, "num_hidden_layers": 30, "num_key_value_heads": 3, "pretraining_tp": 1,
     "rms_norm_eps": 1e-05, "rope_interleaved": False, "rope_scaling": None, "rope_theta": 100000,
     "tie_word_embeddings": True, "torch_dtype": "bfloat16", "use_cache": True, "vocab_size": 49152,
+}  # fmt: skip
+
+
+LLAMA3 = {
+    "rope_type": "llama3", "factor": 32.0, "high_freq_factor": 4.0, "low_freq_factor": 1.0,
+    "original_max_position_embeddings": 8192,
 }  # fmt: skip
 
 
@@ -77,6 +84,9 @@ def test_configs_become_decoders(tmp_path: Path) -> None:
     assert (two.qkv_bias, two.qk_norm, two.tied, two.rope_base, two.norm_epsilon) == (True, False, False, 1e6, 1e-6)
     three, _ = read_config(configured(tmp_path / "qwen3", qwen, model_type="qwen3", head_dim=128))
     assert (three.qkv_bias, three.qk_norm, three.head_width, three.rope_base) == (False, True, 128, 10000.0)
+    for place in ("rope_scaling", "rope_parameters"):
+        long, _ = read_config(configured(tmp_path / "llama3", SMOL, **{place: LLAMA3}))
+        assert long == dataclasses.replace(smol, rope_scaling=(32.0, 1.0, 4.0, 8192))
     many, _ = read_config(configured(tmp_path / "null", SMOL, num_key_value_heads=None, head_dim=None))
     assert (many.kv_heads, many.head_width) == (9, 64)
 
@@ -89,6 +99,16 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "positions by kind of layer": (
         {"rope_parameters": {"full_attention": {"rope_type": "default"}}},
         "rope_parameters is",
+    ),
+    "llama3 without a factor": ({"rope_scaling": {"rope_type": "llama3"}}, "factor is None; expected a number from 1"),
+    "llama3 the wrong way round": ({"rope_scaling": {**LLAMA3, "high_freq_factor": 0.5}}, "1 has to be below .* 0.5"),
+    "llama3 without its context": (
+        {"rope_scaling": {**LLAMA3, "original_max_position_embeddings": 0}},
+        "original_max_position_embeddings is 0",
+    ),
+    "two scalings": (
+        {"rope_scaling": LLAMA3, "rope_parameters": {"rope_type": "default"}},
+        "tell of different scalings",
     ),
     "two bases": ({"rope_parameters": {"rope_theta": 5e5}}, "rope_theta is given as 100000.0 and as 500000.0"),
     "a base that is none": ({"rope_theta": "1e4"}, "rope_theta is '1e4'"),
@@ -142,15 +162,17 @@ def test_tensors_land_in_their_layer_and_are_turned(family: str, monkeypatch: py
     monkeypatch.setattr(llama, "_ROWS", 7)  # as if the matrices were large
     decoder, params, tokens = load_weights(FIXTURES / family)
     tensors = safetensors.read(FIXTURES / family / "model.safetensors").tensors
-    assert tokens == 40 and all(leaf.dtype == np.float32 for leaf in jax.tree.leaves(params))
+    assert tokens == len(params["embedding"]["embedding"])
+    assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {np.dtype(np.float32)}
     assert sum(leaf.size for leaf in jax.tree.leaves(params)) == sum(array.size for array in tensors.values())
-    for ours, theirs in (("query", "self_attn.q_proj"), ("output", "self_attn.o_proj"), ("mlp_down", "mlp.down_proj")):
+    names = {"query": "self_attn.q_proj", "output": "self_attn.o_proj", "mlp_down": "mlp.down_proj"}
+    for ours, theirs in names.items():
         for i in range(decoder.layers):
             np.testing.assert_array_equal(
                 params["layers"][ours]["kernel"][i], tensors[f"model.layers.{i}.{theirs}.weight"].T
             )
-    np.testing.assert_array_equal(params["layers"]["mlp_norm"]["scale"][1],
-                                  tensors["model.layers.1.post_attention_layernorm.weight"])  # fmt: skip
+    last = tensors[f"model.layers.{decoder.layers - 1}.post_attention_layernorm.weight"]
+    np.testing.assert_array_equal(params["layers"]["mlp_norm"]["scale"][-1], last)
     np.testing.assert_array_equal(params["embedding"]["embedding"], tensors["model.embed_tokens.weight"])
     assert ("head" in params) == (family == "llama")
 
@@ -166,6 +188,16 @@ def test_saved_and_loaded_bit_for_bit(family: str, tmp_path: Path) -> None:
     assert json.loads((tmp_path / "out" / "config.json").read_text())["eos_token_id"] is None
     theirs = safetensors.read(FIXTURES / family / "model.safetensors").tensors
     assert safetensors.read(tmp_path / "out" / "model.safetensors").tensors.keys() == theirs.keys()
+
+
+@pytest.mark.parametrize("family", ["llama", "llama3"])
+def test_older_and_newer_readers_find_the_positions_where_they_look(family: str, tmp_path: Path) -> None:
+    decoder, params, _ = load_weights(FIXTURES / family)
+    save_weights(tmp_path, decoder, params)
+    saved = json.loads((tmp_path / "config.json").read_text())
+    for unknown in (["rope_parameters"], ["rope_theta", "rope_scaling"]):
+        known = {key: value for key, value in saved.items() if key not in unknown}
+        assert read_config(configured(tmp_path / "known", known))[0] == decoder
 
 
 def test_special_tokens_and_context_are_those_of_where_the_weights_came_from(tmp_path: Path) -> None:

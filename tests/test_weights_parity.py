@@ -17,7 +17,7 @@ from cl_jax.weights import load_adapter, load_weights, safetensors
 from cl_jax.weights.llama import leaves
 
 FIXTURES = Path(__file__).parent / "fixtures" / "decoders"
-FAMILIES = ("llama", "qwen2", "qwen3")
+FAMILIES = ("llama", "llama3", "qwen2", "qwen3")
 LOGITS, GRADIENTS = 2e-4, 1e-3  # largest difference; both sides compute in float32, in another order
 
 

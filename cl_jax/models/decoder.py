@@ -16,7 +16,7 @@ from cl_jax.errors import UserError, unknown
 from cl_jax.method import stream_key
 from cl_jax.model import Model, Params
 from cl_jax.models.attention import attention, sight
-from cl_jax.models.rotary import angles, rotate
+from cl_jax.models.rotary import Scaling, angles, rotate
 from cl_jax.tokens import Tokens
 
 COMPUTE = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
@@ -36,6 +36,7 @@ def decoder(
     head_width: int | None = None,
     hidden: int | None = None,
     rope_base: float = 10000.0,
+    rope_scaling: Scaling | None = None,
     norm_epsilon: float = 1e-5,
     tied: bool = True,
     qkv_bias: bool = False,
@@ -60,6 +61,7 @@ def decoder(
         head_width: E, even; None: D / H.
         hidden: F; None: 8 / 3 D, rounded up to a multiple of 8.
         rope_base: of the rotary positions.
+        rope_scaling: of their frequencies, see `cl_jax.models.rotary.Scaling`; None: none.
         norm_epsilon: epsilon.
         tied: the head is the embedding, transposed.
         qkv_bias: + bias after the products that make queries, keys and values.
@@ -129,7 +131,7 @@ def decoder(
         _check_tokens(x)
         num, length = x.ids.shape
         seen = sight(x.segments)
-        turn = angles(seen.positions, head_width, rope_base)
+        turn = angles(seen.positions, head_width, rope_base, rope_scaling)
 
         def by_head(y: jax.Array, num_heads: int) -> jax.Array:
             return y.reshape(num, length, num_heads, head_width).swapaxes(1, 2)
@@ -191,6 +193,19 @@ def _check_numbers(heads: int, kv_heads: int, head_width: int, rope_base: float,
         )
 
 
+def _scaling(numbers: Any) -> Scaling:
+    try:
+        made = Scaling(*numbers)
+        if made.factor >= 1 and 0 < made.low < made.high and made.context >= 1:
+            return made
+    except TypeError:
+        pass
+    raise UserError(
+        f"decoder: was given rope_scaling {numbers!r}; allowed is None, or (factor, low, high, context) with a factor "
+        f"of at least 1, 0 < low < high and a context of at least 1, such as (8.0, 1.0, 4.0, 8192) in Llama 3.1"
+    )
+
+
 def _divisors(number: int) -> Iterator[int]:
     return (divisor for divisor in range(1, number + 1) if number % divisor == 0)
 
@@ -215,7 +230,7 @@ class Decoder:
     head_width: int | None = static(None, low=1)
     hidden: int | None = static(None, low=1)
     rope_base: float = static(10000.0)
-    rope_scaling: None = static(None, choices=(None,))  # type: ignore[arg-type]
+    rope_scaling: tuple[float, float, float, int] | None = static(None)  # see `cl_jax.models.rotary.Scaling`
     norm_epsilon: float = static(1e-5)
     tied: bool = static(True)
     qkv_bias: bool = static(False)
@@ -226,6 +241,7 @@ class Decoder:
     def build(self, num_outputs: int) -> Model:
         return decoder(
             num_outputs, width=self.width, layers=self.layers, heads=self.heads, kv_heads=self.kv_heads,
-            head_width=self.head_width, hidden=self.hidden, rope_base=self.rope_base, norm_epsilon=self.norm_epsilon,
+            head_width=self.head_width, hidden=self.hidden, rope_base=self.rope_base,
+            rope_scaling=self.rope_scaling and _scaling(self.rope_scaling), norm_epsilon=self.norm_epsilon,
             tied=self.tied, qkv_bias=self.qkv_bias, qk_norm=self.qk_norm, remat=self.remat, compute=self.compute,
         )  # fmt: skip

@@ -11,6 +11,25 @@ import numpy as np
 from jax import lax
 
 
+class Scaling(NamedTuple):
+    """How Llama 3.1 stretches the positions of a model that was first trained on shorter text.
+
+    A frequency that makes more than `high` turns within `context` positions stays, one that makes fewer than `low` is
+    divided by `factor`, and between them the share of the division falls linearly in the turns.
+    """
+
+    factor: float
+    low: float
+    high: float
+    context: int
+
+    def of(self, frequencies: np.ndarray) -> np.ndarray:
+        """The frequencies, in radians a position, that it makes of these."""
+        turns = self.context * frequencies / (2 * np.pi)
+        kept = np.clip((turns - self.low) / (self.high - self.low), 0, 1)
+        return frequencies * (kept + (1 - kept) / self.factor)
+
+
 class Angles(NamedTuple):
     """Cosines and sines of each position's angles, those of the first half of a head repeated for the second."""
 
@@ -18,14 +37,16 @@ class Angles(NamedTuple):
     sin: jax.Array  # float32 [B, L, E]
 
 
-def angles(positions: jax.Array, head_width: int, base: float) -> Angles:
+def angles(positions: jax.Array, head_width: int, base: float, scaling: Scaling | None = None) -> Angles:
     """position * base^(-2i / E) for i = 0, ..., E / 2 - 1, computed in float32 as Hugging Face's Llama does.
 
     Args:
         positions: float32 [B, L], from 0.
+        scaling: what becomes of the frequencies base^(-2i / E); None: nothing.
     """
     exponents = np.arange(0, head_width, 2, dtype=np.float32) / head_width
-    frequencies = jnp.asarray((base**-exponents).astype(np.float32))
+    plain = base**-exponents
+    frequencies = jnp.asarray((plain if scaling is None else scaling.of(plain)).astype(np.float32))
     half = positions[..., None] * frequencies[None, None, :]
     # Doubled last: of doubled angles XLA computes the cosines and sines anew wherever they are used.
     cos, sin = jnp.cos(half), jnp.sin(half)

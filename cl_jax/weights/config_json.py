@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 from cl_jax.errors import UserError, unknown
 from cl_jax.models.decoder import Decoder
+from cl_jax.models.rotary import Scaling
 from cl_jax.weights import strict_json
 from cl_jax.weights.strict_json import shown
 
@@ -40,6 +41,8 @@ _SIZES = {
     "num_attention_heads": 2**12,
 }  # fmt: skip
 _MOST_HEAD_WIDTH = 2**12
+_LLAMA3 = (("factor", 1.0), ("low_freq_factor", 1e-6), ("high_freq_factor", 1e-6))  # and the least of each
+_CONTEXT = "original_max_position_embeddings"
 # Null: as many as heads, and their share of the width. Where a family has numbers of its own, its configs name them.
 _MISSING: dict[str, dict[str, None]] = {
     "llama": {"num_key_value_heads": None, "head_dim": None}, "qwen2": {"head_dim": None}, "qwen3": {},
@@ -55,7 +58,7 @@ def read_config(folder: Path) -> tuple[Decoder, int]:
 
     Raises:
         UserError: not a JSON object; another family; a size that is missing, not a whole number or out of bounds; a key
-            whose value the decoder cannot follow, such as `rope_scaling` or `quantization_config`.
+            whose value the decoder cannot follow, such as `quantization_config`, or `rope_scaling` but Llama 3's.
     """
     path = folder / CONFIG
     held = strict_json.read(path)
@@ -80,6 +83,7 @@ def read_config(folder: Path) -> tuple[Decoder, int]:
     tied = held.get("tie_word_embeddings", False)
     if not isinstance(tied, bool):
         raise UserError(f"{path}: tie_word_embeddings is {shown(tied)}; expected true or false.")
+    rope_base, rope_scaling = _rope(path, held)
     decoder = Decoder(
         width=width,
         layers=size["num_hidden_layers"],
@@ -87,7 +91,8 @@ def read_config(folder: Path) -> tuple[Decoder, int]:
         kv_heads=kv_heads,
         head_width=head_width,
         hidden=size["intermediate_size"],
-        rope_base=_rope_base(path, held),
+        rope_base=rope_base,
+        rope_scaling=rope_scaling,
         norm_epsilon=strict_json.number(path, "rms_norm_eps", held.get("rms_norm_eps", 1e-6), 0.0, 1.0),
         tied=tied,
         qkv_bias=family == "qwen2",
@@ -133,7 +138,10 @@ def describe(decoder: Decoder, num_tokens: int, like: Path | None = None) -> dic
         )
     filled = sizes(decoder)
     kept = {} if like is None else strict_json.read(like / CONFIG)
-    rope = {"rope_type": "default", "rope_theta": decoder.rope_base}
+    scaling: dict[str, Any] = {"rope_type": "default"}
+    if decoder.rope_scaling is not None:
+        named = zip([*(key for key, _ in _LLAMA3), _CONTEXT], decoder.rope_scaling, strict=True)
+        scaling = {"rope_type": "llama3", **dict(named)}
     return {
         "architectures": [_CLASSES[family]],
         "model_type": family,
@@ -147,8 +155,10 @@ def describe(decoder: Decoder, num_tokens: int, like: Path | None = None) -> dic
         "intermediate_size": filled.hidden,
         "hidden_act": "silu",
         "rms_norm_eps": decoder.norm_epsilon,
-        "rope_parameters": rope,
-        "rope_theta": decoder.rope_base,  # where `transformers` before 5 looks
+        "rope_parameters": {**scaling, "rope_theta": decoder.rope_base},
+        # Where `transformers` before 5 looks.
+        "rope_theta": decoder.rope_base,
+        "rope_scaling": scaling if decoder.rope_scaling is not None else None,
         "tie_word_embeddings": decoder.tied,
         "attention_bias": False,
         "mlp_bias": False,
@@ -167,8 +177,10 @@ def _refuse(path: Path, held: Mapping[str, Any], family: str) -> None:
         raise UserError(f"{path}: sliding_window is {shown(held['sliding_window'])}; supported is null.")
 
 
-def _rope_base(path: Path, held: Mapping[str, Any]) -> float:
+def _rope(path: Path, held: Mapping[str, Any]) -> tuple[float, Scaling | None]:
+    """Base and scaling, from `rope_theta` and `rope_scaling` or from the newer `rope_parameters`, which has both."""
     bases = [held["rope_theta"]] if held.get("rope_theta") is not None else []
+    scalings = []
     for key in ("rope_scaling", "rope_parameters"):
         rope = held.get(key)
         if rope is None:
@@ -176,13 +188,23 @@ def _rope_base(path: Path, held: Mapping[str, Any]) -> float:
         if not isinstance(rope, dict):
             raise UserError(f"{path}: {key} is {shown(rope)}; expected an object or null.")
         kind = rope.get("rope_type", rope.get("type", "default"))
-        if kind != "default" or any(isinstance(value, dict) for value in rope.values()):
-            raise UserError(f"{path}: {key} is {shown(rope)}; supported is rope_type 'default', positions as they are.")
+        if kind not in ("default", "llama3") or any(isinstance(value, dict) for value in rope.values()):
+            raise UserError(f"{path}: {key} is {shown(rope)}; supported is rope_type 'default' or 'llama3'.")
         if rope.get("partial_rotary_factor") not in (None, 1):
             raise UserError(f"{path}: partial_rotary_factor in {key} is not 1; the decoder rotates whole heads.")
         if rope.get("rope_theta") is not None:
             bases.append(rope["rope_theta"])
+        scalings.append(_scaling(path, rope) if kind == "llama3" else None)
     checked = {strict_json.number(path, "rope_theta", base, 1.0, 1e12) for base in bases or [10000.0]}
     if len(checked) > 1:
         raise UserError(f"{path}: rope_theta is given as {' and as '.join(map(str, sorted(checked)))}; keep one.")
-    return checked.pop()
+    if len(set(scalings)) > 1:
+        raise UserError(f"{path}: rope_scaling and rope_parameters tell of different scalings; keep one.")
+    return checked.pop(), scalings[0] if scalings else None
+
+
+def _scaling(path: Path, rope: Mapping[str, Any]) -> Scaling:
+    factor, low, high = (strict_json.number(path, key, rope.get(key), least, 1e6) for key, least in _LLAMA3)
+    if not low < high:
+        raise UserError(f"{path}: low_freq_factor {low:g} has to be below high_freq_factor {high:g}.")
+    return Scaling(factor, low, high, strict_json.whole(path, rope, _CONTEXT, 2**31 - 1))
