@@ -1,6 +1,7 @@
 """`cl-jax adapt`: everything that a user gives is read and checked before anything compiles."""
 
 import shutil
+import sys
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,6 +20,7 @@ from cl_jax.text.tokenizer import Tokenizer
 from cl_jax.weights import load_weights, save_weights
 
 TOKENIZER = "tokenizer.json"
+TOLD = 10  # files and conversations left out that are named
 
 
 class Subject(NamedTuple):
@@ -50,13 +52,16 @@ def call(command: options.Adapt) -> None:
         command.old, context=settings.context, tokenizer=subject.tokenizer_name, most=settings.old_rows,
         train=settings.old_train, folder=command.data_dir,
     )  # fmt: skip
+    left_out = found.left_out[:TOLD] + [f"{len(found.left_out) - TOLD} more"] * (len(found.left_out) > TOLD)
+    if left_out and not command.quiet:
+        print(f"left out: {'; '.join(left_out)}", file=sys.stderr)
     out = command.out or Path("runs") / f"adapt-{command.conversations.resolve().stem}-{command.policy}"
     done = adapt(
         subject.decoder.build(subject.num_tokens), subject.params, stream, old, settings, out,
         seed=command.seed, quiet=command.quiet, export=lambda folder, params: export(subject, folder, params),
         about={
             "model": str(command.model), "conversations": str(command.conversations), "old_text": command.old,
-            "tokenizer": subject.tokenizer.name, "left_out": found.left_out,
+            "tokenizer": subject.tokenizer.name, "left_out": left_out,
         },
     )  # fmt: skip
     report = page.write(out)

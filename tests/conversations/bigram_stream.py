@@ -8,15 +8,18 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from cl_jax.config import replace
 from cl_jax.conversations import Adaptation, Adapted, Conversations, OldText, adapt
+from cl_jax.conversations.standing import Standings
 from cl_jax.model import Model
 from cl_jax.optimizers import Sgd
 from cl_jax.text import packing
 from cl_jax.text.documents import Document
 from cl_jax.text.tokenizer import Bytes
 from cl_jax.tokens import Tokens
+from cl_jax.train import TrainState
 
 CONTEXT = 16
 SETTINGS = Adaptation(
@@ -91,3 +94,18 @@ def run(out: Path, documents: Sequence[Document], changes: dict[str, Any] | None
     settings = replace(SETTINGS, changes or {})
     given = {"params": bigram_params(), "old": old_text(), "quiet": True} | given
     return adapt(bigram(), given.pop("params"), stream(documents, settings), given.pop("old"), settings, out, **given)
+
+
+class Kept:
+    """Every state that a run has saved, in order."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch):
+        self.states: list[TrainState] = []
+        save = Standings.save
+
+        def saved(standings: Standings, number: int, state: TrainState) -> None:
+            assert number == len(self.states)
+            self.states.append(jax.device_get(state))
+            save(standings, number, state)
+
+        monkeypatch.setattr(Standings, "save", saved)

@@ -39,6 +39,7 @@ def talks(tmp_path_factory: pytest.TempPathFactory) -> Path:
         [{"role": "user", "content": f"{number}?"}, {"role": "assistant", "content": f"It is {number % 3}, sir."}]
         for number in range(12)
     ]
+    messages += [[{"role": "user", "content": "Nobody answers?"}]] * 12
     path.write_text("".join(json.dumps({"messages": each}) + "\n" for each in messages))
     return path
 
@@ -52,6 +53,8 @@ def test_from_weights_to_weights(model: Path, talks: Path, tmp_path: Path, capsy
     found = summary.read(tmp_path)
     assert found.conversations == 12 and found.policy == "lora" and found.budget == 0.5 and found.gain > 0
     assert f"Learning by lora saved {found.gain:.4f} bits per byte" in out and f"Old text ({OLD})" in out
+    nothing = [f"talks.jsonl#{number}: nothing to predict" for number in range(13, 23)]
+    assert f"left out: {'; '.join(nothing)}; 2 more" in err
     assert "100%  lora  12 of 12 conversations" in err and "/s  0 s left" in err
     assert (tmp_path / "report" / "report.html").is_file() and (tmp_path / "decisions.jsonl").is_file()
     environment = json.loads((tmp_path / "environment.json").read_text())

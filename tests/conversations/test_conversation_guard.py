@@ -13,7 +13,6 @@ import pytest
 from cl_jax.conversations import POLICIES, Guard
 from cl_jax.conversations.guard import ACCEPTED, ROLLED_BACK, SCALED, decide
 from cl_jax.conversations.program import scaled
-from cl_jax.conversations.standing import Standings
 from cl_jax.optimizers import Sgd
 from cl_jax.train import TrainState
 
@@ -56,21 +55,6 @@ def test_a_part_of_an_update_is_exact() -> None:
     assert scaled(accepted, update, 0.0)["a"].tolist() == [1.0, -2.0]
 
 
-class Kept:
-    """Every state that a run has saved, in order."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch):
-        self.states: list[TrainState] = []
-        save = Standings.save
-
-        def saved(standings: Standings, number: int, state: TrainState) -> None:
-            assert number == len(self.states)
-            self.states.append(jax.device_get(state))
-            save(standings, number, state)
-
-        monkeypatch.setattr(Standings, "save", saved)
-
-
 @pytest.mark.parametrize(
     ("policy", "rate", "budget", "seed"),
     [("finetune", 30.0, 0.05, 0), ("finetune", 300.0, 0.0, 1), ("replay", 10.0, 0.02, 2), ("lora", 3.0, 0.1, 3)],
@@ -78,7 +62,7 @@ class Kept:
 def test_no_round_exceeds_the_budget(
     policy: str, rate: float, budget: float, seed: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    kept, (old, params) = Kept(monkeypatch), toys.contrary()
+    kept, (old, params) = toys.Kept(monkeypatch), toys.contrary()
     learned = POLICIES[policy](rank=4, alpha=4.0) if policy == "lora" else POLICIES[policy]()
     settings = {"policy": learned, "guard": Guard(budget=budget), "optimizer": Sgd(learning_rate=rate)}
     done = toys.run(tmp_path, toys.talks(24), settings, old=old, params=params, seed=seed)
@@ -111,7 +95,7 @@ def test_without_a_guard_the_same_run_exceeds_it(tmp_path: Path) -> None:
 def test_rolling_back_restores_every_bit_but_the_optimizers(
     policy: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    kept, (old, params) = Kept(monkeypatch), toys.contrary()
+    kept, (old, params) = toys.Kept(monkeypatch), toys.contrary()
     learned = POLICIES[policy](strength=0.3, consolidates=1) if policy == "ewc" else POLICIES[policy]()
     settings = {"policy": learned, "guard": Guard(budget=0.04), "optimizer": MOMENTUM}
     done = toys.run(tmp_path, toys.talks(16), settings, old=old, params=params)
@@ -137,3 +121,11 @@ def test_an_update_that_diverges_is_rolled_back(tmp_path: Path, monkeypatch: pyt
     assert not guarded.lines[-1].diverged
     assert {line.decision.outcome for line in guarded.lines[1:]} == {ROLLED_BACK}
     assert guarded.lines[-1].guard == guarded.lines[0].guard
+
+
+def test_a_round_that_diverges_at_once_is_rolled_back_though_it_changed_nothing(tmp_path: Path) -> None:
+    old, params = toys.contrary()
+    params["head"]["kernel"] = params["head"]["kernel"].at[:, ord("p")].set(-1e7)  # no old text has a "p"
+    done = toys.run(tmp_path, toys.talks(4, "pq"), {"guard": Guard(budget=0.1)}, old=old, params=params)
+    assert [line.diverged for line in done.lines] == [False] * 3
+    assert [line.decision for line in done.lines[1:]] == [(ROLLED_BACK, 0.0, [])] * 2

@@ -11,7 +11,13 @@ import sys
 import time
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
 import pytest
+
+from cl_jax.models.decoder import Decoder
+from cl_jax.tokens import Tokens
+from cl_jax.weights import save_weights
 
 pytestmark = pytest.mark.slow  # about ten starts
 
@@ -91,3 +97,27 @@ def test_killed_at_random_moments(tmp_path: Path) -> None:
         shutil.rmtree(out)  # it was done before the next kill
     assert resumed >= 3, "no run went on from a checkpoint: the moments came too early to test anything"
     assert "Traceback" not in log.read_text()
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_signals_stop_the_command_and_the_same_one_goes_on(number: signal.Signals, code: int, tmp_path: Path) -> None:
+    model, talks, out = tmp_path / "model", tmp_path / "talks.jsonl", tmp_path / "out"
+    decoder, empty = Decoder(width=8, layers=1, heads=2), jnp.zeros((1, 4), jnp.int32)
+    save_weights(model, decoder, decoder.build(256).init(jax.random.key(0), Tokens(empty, empty)))
+    talks.write_text("".join(json.dumps({"question": f"{i}?", "answer": f"It is {i}."}) + "\n" for i in range(300)))
+    words = ["adapt", str(model), str(talks), "--every", "2", "--context", "32", "--out", str(out)]
+    words += ["--old", "text:made_prose?bytes=30000", "--budget", "1"]
+    program = "import sys; from cl_jax.cli import main; main(sys.argv[1:])"
+    process = subprocess.Popen([sys.executable, "-c", program, *words], stderr=subprocess.PIPE, text=True)
+    while len(rounds(out)) < 4 and process.poll() is None:
+        time.sleep(0.05)
+    process.send_signal(number)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == code, err
+    assert "cl-jax: stopped; finished rounds are kept; to go on from there: cl-jax adapt " in err
+    assert "Traceback" not in err
+    done = len(rounds(out))
+    assert 4 <= done < 151 and (out / "adapt.parquet").is_file()
+    again = subprocess.run([sys.executable, "-c", program, *words], capture_output=True, text=True, timeout=300)
+    assert again.returncode == 0 and "continues after conversation" in again.stderr, again.stderr
+    assert len(rounds(out)) == 151 and "300 conversations" in again.stdout

@@ -1,5 +1,6 @@
 """What the policies are made of: whose rows are remembered and replayed, what a Fisher is of, what a step sees."""
 
+from pathlib import Path
 from typing import Any
 
 import bigram_stream as toys
@@ -64,6 +65,21 @@ def test_online_ewc_begins_with_the_fisher_of_the_old_text() -> None:
     of_round = diagonal_fisher(jax.random.key(9), model, params, rows, kind="empirical", render=batch_of)
     expected = 0.5 * of_old["head"]["kernel"] + of_round["head"]["kernel"]
     np.testing.assert_allclose(second.method.fisher["head"]["kernel"], expected, rtol=1e-5, atol=1e-12)
+
+
+def test_boundaries_are_where_the_policy_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    kept = toys.Kept(monkeypatch)
+    learned = POLICIES["ewc"](strength=0.1, consolidates=2)
+    toys.run(tmp_path, toys.talks(10), {"policy": learned})
+    fisher, anchor, weights = (
+        [np.asarray(part(state)["head"]["kernel"]) for state in kept.states]
+        for part in (lambda s: s.method.fisher, lambda s: s.method.anchor, lambda s: s.trainable)
+    )
+    assert fisher[0].max() > 0, "nothing is known of the old text"
+    for number in range(1, 6):
+        assert np.array_equal(fisher[number], fisher[number - 1]) == bool(number % 2)
+        assert np.array_equal(anchor[number], weights[number - number % 2])
+        assert not np.array_equal(weights[number], weights[number - 1])
 
 
 def test_lora_starts_as_the_model_and_trains_factors_alone() -> None:
