@@ -78,7 +78,7 @@ def compare(stream: Stream) -> Trade | None:
 
 
 def curve(stream: Stream, method: str) -> Curve:
-    """A method's configurations over the seeds that are reported; those stopped or with a diverged seed are left out."""
+    """A method's configurations over the reported seeds, without those stopped or with a diverged seed."""
     kept = [each for each in stream.of(method) if _counts(each)]
     every = Curve(_scores(stream, kept, stream.measure.learning), _scores(stream, kept, "forgetting"), stream.seeds)
     return every.at_seeds(stream.seeds[np.isfinite(every.forgetting).any(axis=0)])
