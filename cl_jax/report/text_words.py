@@ -36,8 +36,8 @@ CAPTIONS = {
     "bits-over-training": (
         "Each domain over training",
         "One panel a method, one line a domain; down is better. A domain's line is solid from when it was trained, "
-        "dotted before; what it rises afterwards is forgetting. The random weights before the base, which need about "
-        "8 bits per byte, are not shown. Shaded, for up to six domains: ± 1 standard deviation over seeds.",
+        "dotted before; what it rises afterwards is forgetting. The random weights before the base, which lie far "
+        "above, are not shown. Shaded, for up to six domains: ± 1 standard deviation over seeds.",
     ),
     "selection": (
         "What the choice of selection protocol changes",

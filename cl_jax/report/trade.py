@@ -78,18 +78,17 @@ def compare(stream: Stream) -> Trade | None:
 
 
 def curve(stream: Stream, method: str) -> Curve:
-    """A method's configurations over the stream's seeds, those that were stopped or have a diverged seed left out."""
-    kept = [each for each in stream.of(method) if not each.stopped.any() and not _diverged(each)]
-    return Curve(_scores(stream, kept, stream.measure.learning), _scores(stream, kept, "forgetting"), stream.seeds)
+    """A method's configurations over the reported seeds, without those stopped or with a diverged seed."""
+    kept = [each for each in stream.of(method) if _counts(each)]
+    every = Curve(_scores(stream, kept, stream.measure.learning), _scores(stream, kept, "forgetting"), stream.seeds)
+    return every.at_seeds(stream.seeds[np.isfinite(every.forgetting).any(axis=0)])
 
 
 def noise(stream: Stream) -> Noise:
     """Over all configurations of all methods."""
-    curves = [curve(stream, method) for method in stream.chosen]
-    return Noise(
-        fronts.noise_floor(np.concatenate([each.learning for each in curves])),
-        fronts.noise_floor(np.concatenate([each.forgetting for each in curves])),
-    )
+    kept = [each for each in stream.configurations if _counts(each)]
+    learning, forgetting = (_scores(stream, kept, metric) for metric in (stream.measure.learning, "forgetting"))
+    return Noise(fronts.noise_floor(learning), fronts.noise_floor(forgetting))
 
 
 def _scores(stream: Stream, configurations: list[Configuration], metric: str) -> np.ndarray:
@@ -109,6 +108,10 @@ def _means(curve: Curve) -> tuple[np.ndarray, np.ndarray]:
         for each in (curve.learning, curve.forgetting)
     )
     return learning, forgetting
+
+
+def _counts(configuration: Configuration) -> bool:
+    return not configuration.stopped.any() and not _diverged(configuration)
 
 
 def _diverged(configuration: Configuration) -> bool:

@@ -285,6 +285,15 @@ def test_forgetting_at_equal_learning_by_hand(stream) -> None:
     assert "Noise of seeds alone: forgetting 0.015, learning 0.000." in table.caption
 
 
+def test_seeds_that_are_not_reported_are_on_no_curve(text) -> None:
+    (found,) = read(text, protocol=parse("seed:1"))
+    curve = trade.curve(found, "replay")
+    assert curve.seeds.tolist() == [0, 2]
+    np.testing.assert_allclose(curve.forgetting[2], [0.135, 0.165])
+    (found,) = read(text.filter(pa.array(np.asarray(text["seed"]) < 2)), protocol=parse("seed:1"))
+    assert text_tables.tables(found)[0].rows[0][2:5] == ["0.285", "0.435", "0.585"]  # one seed: no interval
+
+
 def test_more_forgetting_is_said_so_and_diverged_ones_are_left_out(make_text) -> None:
     worse = {"finetune": METHODS["finetune"], "joint": [{RATE: rate} for rate in (*RATES, 1.0)]}
     gains = {**GAINS, 1.0: 5.0}
