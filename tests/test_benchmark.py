@@ -270,7 +270,7 @@ def test_memory_of_more_members_beside_their_state() -> None:
 
 def test_mistakes_are_one_message(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for words, message in (
-        (["--only", "mpl"], "unknown part 'mpl'; known: boundary, cnn, fisher, mlp,"),
+        (["--only", "mpl"], "unknown part 'mpl'; known: boundary, cnn, fisher, language, mlp,"),
         (["--torch-python", "no/python"], "--torch-python no/python: there is no such program"),
     ):
         with pytest.raises(SystemExit) as stopped:
