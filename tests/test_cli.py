@@ -58,7 +58,7 @@ def test_help_of_a_command_tells_every_option(capsys: pytest.CaptureFixture[str]
         ("run a b", "run: too many words: b."),
         ("list a", "list: too many words: a."),
         ("list --out a", "unknown option '--out' of list; it has none."),
-        ("run --sedes 3 x", "unknown option '--sedes' of run; allowed: --out, --size, --data, --data-dir, --seeds, --steps,"),
+        ("run --sedes 3 x", "unknown option '--sedes' of run; allowed: --out, --size, --data, --data-dir, --seeds,"),
         ("run x --sedes=3", "Did you mean '--seeds'?"),
         ("plan x --quiet", "unknown option '--quiet' of plan"),
         ("run x --seeds", "--seeds: a value is missing."),
