@@ -45,7 +45,7 @@ class Crew(NamedTuple):
 
 
 def crew_of(shard: Shard, data: Data, programs: Programs) -> Crew:
-    packing = programs.packing(len(shard.members), shard.width, alone=shard.alone)
+    packing = programs.packing(len(shard.members), shard.width, alone=shard.alone, spread=shard.spread)
     worlds = programs.worlds(shard.members, data)
     windows = windows_of(shard, data, packing.mesh.size)
     return Crew(shard, shard.members, worlds, programs.data(data, packing.mesh), windows, packing, programs)
@@ -135,7 +135,9 @@ def end_task(crew: Crew, wave: Wave, state: TrainState, task: int) -> tuple[Trai
 def windows_of(shard: Shard, data: Data, num_devices: int) -> Windows:
     """What a shard's waves hold of the data at a time. Raises UserError: more than its budget."""
     run = shard.members[0].entry.run
-    wave = shard.width * (1 if shard.alone else min(num_devices, -(-len(shard.members) // shard.width)))
+    wave = shard.width * (
+        1 if shard.alone else min(num_devices, max(1 + shard.spread, -(-len(shard.members) // shard.width)))
+    )
     num_seeds = min(wave, len({member.seed for member in shard.members}))
     return plan_windows(run, num_seeds, wave, data, chunk_steps(run.steps))
 
