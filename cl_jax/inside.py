@@ -105,6 +105,12 @@ def trained(behind: np.ndarray, steps: int, part_in: np.ndarray) -> int:
     return int(np.where(behind == ENDED, steps, behind)[part_in].astype(np.int64).sum())
 
 
+def in_words(behind: np.ndarray) -> str:
+    """How far the furthest member is that has not ended."""
+    left = np.asarray(behind)[np.asarray(behind) != ENDED]
+    return f"{len(left)} members from step {left.max(initial=0)} on"
+
+
 def save(checkpoints: Checkpoints, tasks: int, state: Any, behind: np.ndarray, steps: int) -> None:
     """Saves what `like` describes; returns when it is committed."""
     checkpoints.save_inside(tasks, how_far(behind, steps), {**state, "behind": behind})

@@ -142,8 +142,7 @@ def _committed(shard: Shard, standing: Standing, ends: np.ndarray, checkpoints: 
 def _continues(standing: Standing) -> str:
     if standing.behind is None:
         return f"continues after task {standing.tasks}"
-    left = standing.behind[standing.behind != inside.ENDED]
-    return f"continues inside task {standing.tasks + 1}, {len(left)} members from step {left.max(initial=0)} on,"
+    return f"continues inside task {standing.tasks + 1}, {inside.in_words(standing.behind)},"
 
 
 class _WayOut(NamedTuple):

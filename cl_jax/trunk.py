@@ -137,6 +137,8 @@ def _trained(shard: Shard, data: Data, progress: Progress, programs: Programs, a
         found = checkpoints.restore_furthest(held, inside.like(held, count))
         behind, before, steps = np.zeros(count, np.int32), None, shard.members[0].entry.run.steps
         if found is not None:
+            if found[2]:
+                progress.say(f"{shard.folder.name}: continues inside task 1, {inside.in_words(found[1]['behind'])}")
             before = type(like)(**jax.tree.map(np.asarray, found[1]["state"]))
             behind = np.array(found[1]["behind"]) if found[2] else np.full(count, inside.ENDED, np.int32)
             progress.restored(0 if shard.done else inside.trained(behind, steps, np.ones(count, bool)))
