@@ -16,6 +16,7 @@ from cl_jax.data import Data
 from cl_jax.diagnostics import DIAGNOSTICS
 from cl_jax.errors import UserError, did_you_mean, unknown
 from cl_jax.experiment import MODELS, Entry, Experiment, Run, hyper_parameters
+from cl_jax.kind_checks import check_kind
 from cl_jax.methods import METHODS
 from cl_jax.model import Model
 from cl_jax.optimizers import OPTIMIZERS, Sgd
@@ -153,7 +154,7 @@ def check_run(run: Run, data: Data, where: str) -> None:
     """
     try:
         view = program.view_of(run, data)
-        _check_kind(run, view, data)
+        check_kind(run, view, data)
         _check_tasks(run, view, data)
         check_boundary(run, data)
         model = run.model.build(view.num_outputs)
@@ -165,18 +166,6 @@ def check_run(run: Run, data: Data, where: str) -> None:
         program.state_bytes(run, data)  # traces what makes the first state, so that its own complaints come now
     except UserError as error:
         raise UserError(f"{where}: {error}") from error
-
-
-def _check_kind(run: Run, view: View, data: Data) -> None:
-    if data.text is None:
-        return
-    if view.stream.text is None:
-        raise UserError(
-            f"stream {type(run.stream).__name__}() is of images, and the data are text "
-            f"({', '.join(data.text.domains)}): use stream Domains()"
-        )
-    if run.scenario != "domain":
-        raise UserError(f"scenario: was given {run.scenario!r}; text, whose outputs are tokens, is read as 'domain'")
 
 
 def _check_tasks(run: Run, view: View, data: Data) -> None:

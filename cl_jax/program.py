@@ -116,8 +116,9 @@ def drawn(run: Run, seed: jax.Array, data: Data) -> tuple[Curriculum, Params]:
 
 def example_of(data: Data) -> Any:
     """What a model receives, of one example: zeros [1, ...]."""
-    if data.text is not None:
-        none = jnp.zeros((1, data.text.context), jnp.int32)
+    format = data.text or data.labelled
+    if format is not None:
+        none = jnp.zeros((1, format.context), jnp.int32)
         return Tokens(none, none)
     return jnp.zeros((1, *data.images.shape[1:]), jnp.float32)
 

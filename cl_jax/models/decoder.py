@@ -5,7 +5,7 @@ V tokens, n layers.
 """
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -222,6 +222,8 @@ def _check_tokens(x: Any) -> None:
 @config
 class Decoder:
     """A decoder-only transformer, by default of 0.36 million parameters for bytes; see `cl_jax.models.decoder`."""
+
+    reads: ClassVar[str] = "text"
 
     width: int = static(96, low=1)
     layers: int = static(3, low=1)

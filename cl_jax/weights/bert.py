@@ -69,7 +69,7 @@ def read_encoder(path: str) -> Encoder:
     strict_json.check_values(config, held, _ALLOWED)
     if (folder / POOLING).is_file():
         strict_json.check_values(folder / POOLING, strict_json.read(folder / POOLING), _POOLED)
-    sizes = {field: strict_json.whole(config, held, key, most) for field, (key, most) in _SIZES.items()}
+    sizes: dict[str, Any] = {field: strict_json.whole(config, held, key, most) for field, (key, most) in _SIZES.items()}
     if sizes["width"] % sizes["heads"]:
         raise UserError(
             f"{config}: hidden_size {sizes['width']} is no multiple of num_attention_heads {sizes['heads']}."
