@@ -16,7 +16,7 @@ from cl_jax.data import Data
 from cl_jax.diagnostics import DIAGNOSTICS
 from cl_jax.errors import UserError, did_you_mean, unknown
 from cl_jax.experiment import MODELS, Entry, Experiment, Run, hyper_parameters
-from cl_jax.kind_checks import check_kind
+from cl_jax.kind_checks import check_kind, check_stream
 from cl_jax.methods import METHODS
 from cl_jax.model import Model
 from cl_jax.optimizers import OPTIMIZERS, Sgd
@@ -153,6 +153,7 @@ def check_run(run: Run, data: Data, where: str) -> None:
         UserError: its message starts with `where`.
     """
     try:
+        check_stream(run, data)
         view = program.view_of(run, data)
         check_kind(run, view, data)
         _check_tasks(run, view, data)

@@ -165,5 +165,5 @@ def _check_out(out: Path, experiment: Experiment) -> None:
 
 def _check_folder(folder: Path | None, experiment: Experiment) -> None:
     names = sorted({entry.run.data for entry in experiment.entries})
-    if folder is not None and not any(name.startswith(("idx", "tfds", "text")) for name in names):
+    if folder is not None and not any(name.startswith(("idx", "tfds", "text", "labelled")) for name in names):
         raise UserError(f"--data-dir {folder}: data {', '.join(names)} reads no folder; leave it out or give --data")

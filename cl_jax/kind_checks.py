@@ -1,5 +1,7 @@
 """Whether stream, model and methods are of the kind that the data are: images, text that goes on, texts with labels."""
 
+from typing import Any
+
 from cl_jax.data import Data
 from cl_jax.errors import UserError
 from cl_jax.experiment import MODELS, Run
@@ -18,6 +20,22 @@ def check_kind(run: Run, view: View, data: Data) -> None:
         _check_text(run, view, data)
     elif data.labelled is not None:
         _check_labelled(run, view, data)
+
+
+def check_stream(run: Run, data: Data) -> None:
+    """Raises UserError where a stream cannot even be built on the data: it needs rows and columns of pixels."""
+    stream = run.stream
+    while stream is not None:
+        if data.labelled is not None and getattr(stream, "needs_images", False):
+            raise _of_images(stream)
+        stream = getattr(stream, "stream", None)
+
+
+def _of_images(stream: Any) -> UserError:
+    return UserError(
+        f"stream {type(stream).__name__}() changes how images look, and the data are texts with labels: use stream "
+        f"Split(), or one made of it"
+    )
 
 
 def _check_text(run: Run, view: View, data: Data) -> None:
@@ -39,10 +57,7 @@ def _check_text(run: Run, view: View, data: Data) -> None:
 def _check_labelled(run: Run, view: View, data: Data) -> None:
     assert data.labelled is not None
     if changes_images(view.stream):
-        raise UserError(
-            f"stream {type(run.stream).__name__}() changes how images look, and the data are texts with labels: use "
-            f"stream Split(), or one made of it"
-        )
+        raise _of_images(run.stream)
     model = type(run.model).__name__
     if getattr(run.model, "reads", None) != LABELLED and (type(run.model) in MODELS.values()):
         raise UserError(f"model {model} does not read texts with labels, which the data are: use model Encoder()")

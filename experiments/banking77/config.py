@@ -58,7 +58,7 @@ made = Run(
 )  # fmt: skip
 real = Run(
     data=f"labelled:banking77?context=32&tokenizer={os.path.abspath(MINILM)}", stream=Split(num_tasks=7),
-    scenario="class", model=Encoder(weights=os.path.abspath(MINILM)), optimizer=Adam(learning_rate=2e-4), steps=60,
+    scenario="class", model=Encoder(weights=os.path.abspath(MINILM)), optimizer=Adam(learning_rate=1e-4), steps=40,
     batch_size=16, validation=0.05, recent=1,
 )  # fmt: skip
 sizes = {
