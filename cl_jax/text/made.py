@@ -119,7 +119,7 @@ PROSE: Grammar = {
 
 REQUESTS: Grammar = SUPPORT | {
     "request": (
-        "Where is my {product}?", "My {product} {fault}.", "I want to return the {product}.",
+        "Where is my {product}, {order}?", "My {product} {fault}.", "I want to return the {product} of {order}.",
         "{hello}, is the {product} still in stock?", "How much is a {product}?", "The {product} {fault}, what now?",
     )
 }  # fmt: skip
@@ -150,12 +150,17 @@ def prose(num_bytes: int) -> list[Document]:
 
 
 def requests(num_classes: int, each: int) -> list[tuple[str, str]]:
-    """Short requests, each about one product, which is its label: `each` of every class, at most 20 classes."""
-    made = []
-    for number in range(num_classes * each):
-        product = SUPPORT["product"][number % num_classes]
-        draws = _Draws(f"request {number}")
-        made.append((_capitals(_expand("{request}", REQUESTS, draws, {"product": product})), product))
+    """Different short requests about a product, which is the label: `each` of every class, at most 20 classes."""
+    made: list[tuple[str, str]] = []
+    seen: set[str] = set()
+    number = 0
+    while len(made) < num_classes * each:
+        product = SUPPORT["product"][len(made) % num_classes]
+        text = _capitals(_expand("{request}", REQUESTS, _Draws(f"request {number}"), {"product": product}))
+        number += 1
+        if text not in seen:
+            seen.add(text)
+            made.append((text, product))
     return made
 
 
