@@ -27,6 +27,7 @@ from cl_jax.methods import Ewc, GenerativeReplay, Icarl, Replay
 from cl_jax.models.encoder import encoder
 from cl_jax.optimizers import Sgd
 from cl_jax.tasks import Domains, Permuted, Repeated, Split
+from cl_jax.tasks.render import _whole_texts
 from cl_jax.tokens import Tokens
 from tests.test_waves import two_tasks
 
@@ -278,3 +279,10 @@ def test_what_trains_whole_beside_the_factors() -> None:
     chex.assert_trees_all_equal(effective["head"], jax.tree.map(lambda leaf: leaf + 1.0, params["head"]))
     again = adapter.effective(*adapter.end_task(KEY, base, moved, jnp.int32(0)), jnp.int32(1))
     chex.assert_trees_all_equal(again, effective)
+
+
+def test_rows_become_texts_and_unforeseen_ones_are_marked() -> None:
+    rows = jnp.array([[5, 0, 7, -1], [3, -1, -1, -1]], jnp.int32)
+    x = _whole_texts(rows, None)
+    assert x.ids.tolist() == [[5, 0, 7, 0], [3, 0, 0, 0]] and x.segments.tolist() == [[1, 1, 1, 0], [1, 0, 0, 0]]
+    assert _whole_texts(rows, jnp.array([True, False])).segments.tolist() == [[1, 1, 1, 0], [-1, -1, -1, -1]]
