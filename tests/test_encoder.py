@@ -14,13 +14,13 @@ import pytest
 from cl_jax import plan, sources, waves
 from cl_jax.adapters import Freeze, FreezeLayers, Lora
 from cl_jax.batch import Batch
-from cl_jax.checks import check_run
+from cl_jax.checks import check_experiment, check_run, check_runs
 from cl_jax.compiled import Programs
 from cl_jax.config import replace
 from cl_jax.data import Data, split_source
 from cl_jax.errors import UserError
 from cl_jax.exemplars import head_of
-from cl_jax.experiment import Decoder, Encoder, Experiment, Mlp, Run, members
+from cl_jax.experiment import Decoder, Encoder, Experiment, Mlp, Run, load_experiment, members
 from cl_jax.experiment import sweep as entries_of
 from cl_jax.fisher import diagonal_fisher
 from cl_jax.methods import Ewc, GenerativeReplay, Icarl, Replay
@@ -286,3 +286,16 @@ def test_rows_become_texts_and_unforeseen_ones_are_marked() -> None:
     x = _whole_texts(rows, None)
     assert x.ids.tolist() == [[5, 0, 7, 0], [3, 0, 0, 0]] and x.segments.tolist() == [[1, 1, 1, 0], [1, 0, 0, 0]]
     assert _whole_texts(rows, jnp.array([True, False])).segments.tolist() == [[1, 1, 1, 0], [-1, -1, -1, -1]]
+
+
+def test_the_experiment_is_sound_without_files() -> None:
+    experiments = Path(__file__).parent.parent / "experiments"
+    smoke = load_experiment(experiments / "banking77", "smoke")
+    check_experiment(smoke)
+    found = {(run.data, run.validation): split_source(sources.load(run.data), run.validation) for run in (
+        entry.run for entry in smoke.entries
+    )}  # fmt: skip
+    check_runs(smoke.entries, found)
+    mini = load_experiment(experiments / "banking77", "mini")
+    check_experiment(mini)
+    assert {entry.label for entry in mini.entries} == {entry.label for entry in smoke.entries}
