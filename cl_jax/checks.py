@@ -206,6 +206,12 @@ def _check_methods(run: Run, view: View, data: Data) -> None:
                 f"methods.{name}: {type(method).__name__} is of examples with one label each, and the data are text: "
                 f"use one of {', '.join(able)}"
             )
+        if data.text is None and getattr(method, "needs_text", False):
+            able = [known for known, cls in METHODS.items() if not getattr(cls, "needs_text", False)]
+            raise UserError(
+                f"methods.{name}: {type(method).__name__} is of text, and the data are images: use one of "
+                f"{', '.join(able)}"
+            )
         if data.text is not None and getattr(method, "kind", None) == "exact":
             raise UserError(f"methods.{name}: {EXACT_OF_TEXT}")
         capacity: Any = getattr(method, "capacity", None)

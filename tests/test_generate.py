@@ -10,13 +10,12 @@ import pytest
 
 from cl_jax.errors import UserError
 from cl_jax.model import Model, Reader
-from cl_jax.models.decoder import decoder
 from cl_jax.models.generate import Language, generate, generate_documents
 from cl_jax.models.mlp import mlp
 from cl_jax.models.rotary import Scaling
 from cl_jax.text.packing import Encoded, pack
 from cl_jax.tokens import read_rows
-from tests.test_decoder import TINY, TOKENS, built
+from tests.test_decoder import TOKENS, built
 
 KEY = jax.random.key(3)
 LENGTH = 12
@@ -173,4 +172,4 @@ def test_what_cannot_write_is_told():
     with pytest.raises(UserError, match="reads token by token"):
         generate(mlp((3,), 4), KEY, {}, 1, 4, ENDING)
     with pytest.raises(UserError, match="windows 0"):
-        generate_documents(decoder(TOKENS, **TINY), KEY, {}, 1, 4, ENDING, windows=0)
+        generate_documents(built()[0], KEY, {}, 1, 4, ENDING, windows=0)
