@@ -68,6 +68,7 @@ def write(folder: Path, tokenizer: Path | str | None = None, more: str = RIGHT, 
     return folder.parent
 
 
+@pytest.mark.thorough
 def test_every_member_starts_from_them(folder: Path) -> None:
     place, out = write(folder), folder.parent / "out"
     prepared = job.prepare(place, out, width=2)
