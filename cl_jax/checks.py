@@ -19,6 +19,7 @@ from cl_jax.experiment import MODELS, Entry, Experiment, Run, hyper_parameters
 from cl_jax.kind_checks import check_kind, check_stream
 from cl_jax.methods import METHODS
 from cl_jax.model import Model
+from cl_jax.open_weights import check_weights
 from cl_jax.optimizers import OPTIMIZERS, Sgd
 from cl_jax.per_example import EXACT_OF_TEXT
 from cl_jax.schedules import SCHEDULES
@@ -158,6 +159,7 @@ def check_run(run: Run, data: Data, where: str) -> None:
         check_kind(run, view, data)
         _check_tasks(run, view, data)
         check_boundary(run, data)
+        check_weights(run, data)
         model = run.model.build(view.num_outputs)
         run.adapter.check(jax.eval_shape(model.init, jax.random.key(0), program.example_of(data)))
         _check_features(run, model)
@@ -195,6 +197,12 @@ def _check_methods(run: Run, view: View, data: Data) -> None:
             raise UserError(
                 f"methods.{name}: {type(method).__name__} is of examples with one label each, and the data are text: "
                 f"use one of {', '.join(able)}"
+            )
+        if data.text is None and getattr(method, "needs_text", False):
+            able = [known for known, cls in METHODS.items() if not getattr(cls, "needs_text", False)]
+            raise UserError(
+                f"methods.{name}: {type(method).__name__} is of text, and the data are images: use one of "
+                f"{', '.join(able)}"
             )
         if data.text is not None and getattr(method, "kind", None) == "exact":
             raise UserError(f"methods.{name}: {EXACT_OF_TEXT}")

@@ -68,6 +68,7 @@ def make_methods(run: Run, data: Data, curriculum: Curriculum, present: jax.Arra
         batch_size=run.batch_size,
         largest_task=largest_task(view.stream, data, "train"),
         example=example_of(data),
+        text=data.text,
     )
     return {name: method.build(context) for name, method in run.methods.items()}
 

@@ -15,6 +15,7 @@ bash launch/local.sh adapt <model> <talks> ...    a language model learns from a
 bash launch/local.sh plan|report|list ...         as cl-jax; `... run --help` tells the options
 bash launch/local.sh benchmark [--quick]          how fast this machine trains; `... benchmark --help` tells the options
 bash launch/local.sh conversations [--size smoke] every way to learn from a stream of conversations, compared
+bash launch/local.sh parity [--seeds 1]           does KL on new inputs predict forgetting? a toy, two minutes
 bash launch/local.sh test [pytest args]           set-up on first use, then the tests, but for the slow ones
 bash launch/local.sh test --slow|--fast|--all ... the slow ones alone; the quick ones alone; every test
 bash launch/local.sh lint                         ruff and the type checker
@@ -158,5 +159,8 @@ case "$command" in
   conversations)
     setup run
     PYTHONPATH="$root${PYTHONPATH:+:$PYTHONPATH}" exec "$venv/bin/python" -P -m experiments.conversation_stream "$@" ;;
-  *) usage >&2; fail "unknown command '$command'; known: run, plan, report, adapt, list, benchmark, conversations, test, lint, setup, lock" ;;
+  parity)
+    setup run
+    PYTHONPATH="$root${PYTHONPATH:+:$PYTHONPATH}" exec "$venv/bin/python" -P -m experiments.parity_kl "$@" ;;
+  *) usage >&2; fail "unknown command '$command'; known: run, plan, report, adapt, list, benchmark, conversations, parity, test, lint, setup, lock" ;;
 esac

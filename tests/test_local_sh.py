@@ -222,7 +222,10 @@ def test_experiment_of_the_caller_or_of_the_checkout(
         assert done.stdout.splitlines() == ["run", *(meant if word != "--quiet" else word for word in words)]
 
 
-@pytest.mark.parametrize(("command", "module"), [("benchmark", "benchmark"), ("conversations", "conversation_stream")])
+@pytest.mark.parametrize(
+    ("command", "module"),
+    [("benchmark", "benchmark"), ("conversations", "conversation_stream"), ("parity", "parity_kl")],
+)
 def test_modules_of_the_checkout_run_where_the_caller_stands(
     command: str, module: str, checkout: Checkout, tmp_path: Path
 ) -> None:
