@@ -3,6 +3,9 @@
 Orbax keeps no checksum of what it wrote and does not fall back past a torn step; two writers on one directory destroy
 it. So each attempt writes its own folder, each step carries a sha256 of its arrays and the version of the code, and
 restoring takes the newest step of any attempt that restores and matches, saying which it refused and why.
+
+A process that has to leave inside a task writes a step beside the attempts, in a folder of its own that says how far it
+came: readers of boundaries do not see it, and it goes when the task's own boundary is safe.
 """
 
 import errno
@@ -24,6 +27,7 @@ from cl_jax.provenance import code_version
 
 SPARE_BYTES = 2**20  # what a checkpoint takes beside its arrays, generously
 KEPT_STEPS = 2  # boundaries that stay: the newest, and one to walk back to
+INSIDE = 10**12  # a step inside a task is numbered: tasks finished times this, and how far the shard is in the next one
 # Orbax numbers a process's saves by one global counter: two that start at once wait for each other's folders, and one
 # then writes before its folder is there. So saves start one by one, each after its folders are made.
 _STARTING = threading.Lock()
@@ -62,6 +66,17 @@ def saved(folder: Path) -> list[tuple[int, Path]]:
     return sorted(steps, key=lambda item: (-item[0], item[1].name))
 
 
+def saved_inside(folder: Path) -> list[tuple[int, Path]]:
+    """As `saved`, of the steps inside tasks: their numbers, see `INSIDE`."""
+    steps = [
+        (int(step.name), attempt)
+        for attempt in folder.glob("inside-*")
+        for step in attempt.iterdir()
+        if step.name.isdecimal()
+    ]
+    return sorted(steps, key=lambda item: (-item[0], item[1].name))
+
+
 def new_attempt() -> str:
     """The name of a folder that nobody else writes to."""
     return f"attempt-{uuid.uuid4().hex[:12]}"
@@ -92,7 +107,7 @@ def reason(error: Exception) -> str:
 
 
 class Checkpoints:
-    """The checkpoints of one shard: `<folder>/attempt-<uuid>/<tasks finished>`.
+    """The checkpoints of one shard: `<folder>/attempt-<uuid>/<tasks finished>`, and `<folder>/inside-<uuid>/<number>`.
 
     Args:
         keep: boundaries of this attempt that stay, the newest ones; None: all.
@@ -108,16 +123,45 @@ class Checkpoints:
 
     def restore(self, like: Any) -> tuple[int, Any] | None:
         """The newest good step of any attempt and its state, or None. `like`: a tree of shapes and dtypes."""
-        for step, attempt in saved(self._folder):
+        found = self.restore_furthest(like)
+        return None if found is None else found[:2]
+
+    def restore_furthest(self, like: Any, like_inside: Any = None) -> tuple[int, Any, bool] | None:
+        """The furthest good step of any attempt: tasks finished, its state, and whether it was saved inside a task.
+
+        Args:
+            like_inside: of a state saved inside a task; None: such are passed over.
+        """
+        steps = [(tasks * INSIDE, False, attempt) for tasks, attempt in saved(self._folder)]
+        if like_inside is not None:
+            steps += [(number, True, attempt) for number, attempt in saved_inside(self._folder)]
+        for number, inside, attempt in sorted(steps, key=lambda item: (-item[0], item[2].name)):
+            step = number if inside else number // INSIDE
             try:
-                state, note = read(attempt, step, like)
+                state, note = read(attempt, step, like_inside if inside else like)
             except Exception as error:  # whatever a torn file makes a reader raise, the older step is the answer
                 self._say(f"checkpoint {attempt.name}/{step} refused ({reason(error)}); trying an older one")
                 continue
             if note["code"] != code_version():
                 self._say(f"checkpoint {attempt.name}/{step} is by cl_jax {note['code']}, this is {code_version()}")
-            return step, state
+            return number // INSIDE, state, inside
         return None
+
+    def save_inside(self, tasks: int, how_far: int, state: Any) -> None:
+        """Writes a step inside the task after `tasks` boundaries, and returns when it is committed.
+
+        Args:
+            how_far: grows with what of the task is behind the shard, 1 to `INSIDE` - 1; once an attempt.
+        """
+        self._check_room(state)
+        with self._new_manager(self._attempt.replace("attempt-", "inside-")) as manager:
+            _start(manager, tasks * INSIDE + how_far, state)
+
+    def forget_inside(self, tasks: int) -> None:
+        """Removes steps inside tasks before this boundary, which has to be committed: none of them is needed again."""
+        for number, attempt in saved_inside(self._folder):
+            if number < tasks * INSIDE:
+                shutil.rmtree(attempt, ignore_errors=True)
 
     def save(self, step: int, state: Any) -> None:
         """Starts writing arrays of the host, which must not change any more; `wait` says when it is safe.
@@ -126,23 +170,25 @@ class Checkpoints:
             OSError: the disk has no room for it. Asked beforehand, because TensorStore prints a page for each array
                 whose writing fails.
         """
+        self._check_room(state)
+        if self._manager is None:
+            self._manager = self._new_manager(self._attempt)
+        _start(self._manager, step, state)
+
+    def _check_room(self, state: Any) -> None:
         self._folder.mkdir(parents=True, exist_ok=True)
         needed = sum(leaf.nbytes for leaf in jax.tree.leaves(state)) + SPARE_BYTES
         if shutil.disk_usage(self._folder).free < needed:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self._folder))
-        if self._manager is None:
-            options = ocp.CheckpointManagerOptions(
-                max_to_keep=self._keep,
-                todelete_subdir="trash",
-                enable_async_checkpointing=True,
-                async_options=ocp.options.AsyncOptions(create_directories_asynchronously=False),
-            )
-            self._manager = ocp.CheckpointManager(self._folder / self._attempt, options=options)
-        state = jax.tree.map(np.asarray, state)
-        note = {"sha256": digest(state), "tasks": step, "code": code_version()}
-        parts = ocp.args.Composite(state=ocp.args.StandardSave(state), note=ocp.args.JsonSave(note))
-        with _STARTING:
-            self._manager.save(step, args=parts)
+
+    def _new_manager(self, name: str) -> ocp.CheckpointManager:
+        options = ocp.CheckpointManagerOptions(
+            max_to_keep=self._keep,
+            todelete_subdir="trash",
+            enable_async_checkpointing=True,
+            async_options=ocp.options.AsyncOptions(create_directories_asynchronously=False),
+        )
+        return ocp.CheckpointManager(self._folder / name, options=options)
 
     def wait(self) -> None:
         """Returns when everything saved is committed; raises what a background write raised."""
@@ -153,3 +199,11 @@ class Checkpoints:
         if self._manager is not None:
             self._manager.close()
             self._manager = None
+
+
+def _start(manager: ocp.CheckpointManager, step: int, state: Any) -> None:
+    state = jax.tree.map(np.asarray, state)
+    note = {"sha256": digest(state), "tasks": step, "code": code_version()}
+    parts = ocp.args.Composite(state=ocp.args.StandardSave(state), note=ocp.args.JsonSave(note))
+    with _STARTING:
+        manager.save(step, args=parts)

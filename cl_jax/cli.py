@@ -15,6 +15,7 @@ from typing import Any
 
 from cl_jax import options
 from cl_jax.errors import UserError, unknown
+from cl_jax.fleet import options as fleet
 
 
 class Terminated(BaseException):
@@ -24,7 +25,7 @@ class Terminated(BaseException):
 def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point of `cl-jax`.
 
-    Returns when done; exits 2 at a user's mistake, 130 at Ctrl-C, 143 at SIGTERM.
+    Returns when done; exits 2 at a user's mistake, 130 at Ctrl-C, 143 at SIGTERM; a worker as it says.
     """
     words = sys.argv[1:] if arguments is None else list(arguments)
     try:
@@ -43,7 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except KeyboardInterrupt:
         _stop(130, words)
     except Terminated:
-        _stop(143, words)
+        _stop(75 if words[:1] == ["worker"] else 143, words)
 
 
 def _fail(message: str) -> None:
@@ -52,7 +53,7 @@ def _fail(message: str) -> None:
 
 
 def _stop(code: int, words: Sequence[str]) -> None:
-    goes_on = words[:1] in (["run"], ["adapt"])
+    goes_on = words[:1] in (["run"], ["adapt"], ["worker"])
     again = f"; to go on from there: {shlex.join(['cl-jax', *words])}" if goes_on else ""
     kept = "rounds" if words[:1] == ["adapt"] else "tasks"
     print(f"\ncl-jax: stopped; finished {kept} are kept{again}", file=sys.stderr, flush=True)
@@ -77,7 +78,7 @@ def _terminable() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def _call(command: options.Run | options.Plan | options.Report | options.Adapt | options.List) -> None:
+def _call(command: Any) -> None:
     if isinstance(command, options.List):
         _list()
     elif isinstance(command, options.Report):
@@ -91,6 +92,13 @@ def _call(command: options.Run | options.Plan | options.Report | options.Adapt |
         _hush()
         cache.keep_compiled()
         conversations.call(command)
+    elif isinstance(command, (fleet.Worker, fleet.Status, fleet.Gather)):
+        from cl_jax.fleet import command as of_shards
+
+        _hush()
+        {fleet.Worker: of_shards.worker, fleet.Status: of_shards.status, fleet.Gather: of_shards.gather}[type(command)](
+            command
+        )
     else:
         from cl_jax import cache, devices, runner
 
@@ -100,6 +108,11 @@ def _call(command: options.Run | options.Plan | options.Report | options.Adapt |
         cache.keep_compiled()
         name = command.experiment.resolve().name.removesuffix(".py")
         out = command.out or Path("runs") / (name if command.size is None else f"{name}-{command.size}")
+        if isinstance(command, fleet.Shards):
+            from cl_jax.fleet import command as of_shards
+
+            of_shards.shards(command, out, _data_name(command.data))
+            return
         job = runner.prepare(
             command.experiment, out, data=_data_name(command.data), folder=command.data_dir, seeds=command.seeds,
             steps=command.steps, width=command.width, shared=not command.unshared,
@@ -160,6 +173,8 @@ def _report(out: Path, format: str, select: str, *, quiet: bool = False, again: 
     rows = report.summary(table, protocol=protocol)
     if not quiet:
         print(report.render_table(rows, format))
+        if format == "terminal" and "partial" in environment:
+            print(f"in part: {environment['partial']}")
     folder = "report" if protocol.name == "all" else f"report-{protocol.name.replace(':', '-')}"
     page = out / folder / "report.html"
     if again or not page.is_file() or page.stat().st_mtime < (out / results.RESULTS).stat().st_mtime:

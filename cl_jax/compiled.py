@@ -91,9 +91,9 @@ class Programs:
             with self.busy, self._tracing, self._lock:
                 jax.clear_caches()
 
-    def packing(self, num_members: int, width: int, *, alone: bool = False) -> Packing:
-        """As many devices as the members fill, or one."""
-        return Packing(mesh_of(self.devices[: 1 if alone else max(1, -(-num_members // width))]), width)
+    def packing(self, num_members: int, width: int, *, alone: bool = False, spread: bool = False) -> Packing:
+        """As many devices as the members fill, or one, or two at least; see `cl_jax.plan.Shard`."""
+        return Packing(mesh_of(self.devices[: 1 if alone else max(1 + spread, -(-num_members // width))]), width)
 
     def data(self, data: Data, mesh: Mesh) -> Data:
         """The data set on each device of a mesh, put there once."""

@@ -23,13 +23,15 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def every_core() -> None:
-    """Makes each core of the CPU a device, unless the user has said how many, or JAX has started."""
+def every_core(least: int = 1) -> None:
+    """Makes each core of the CPU a device, and at least so many devices, unless the user has said how many, or JAX has
+    started.
+    """
     if "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", ""):
         return
     if jax.config.values.get("jax_num_cpu_devices", -1) == -1:
         with contextlib.suppress(RuntimeError):  # raised once a backend has started
-            jax.config.update("jax_num_cpu_devices", cores())
+            jax.config.update("jax_num_cpu_devices", max(least, cores()))
 
 
 def memory_bytes() -> int:

@@ -18,6 +18,8 @@ from cl_jax.experiment import Entry, Experiment, Member, Run, load_experiment, m
 from cl_jax.halving import Halving, check_halving
 from cl_jax.open_weights import with_digest
 
+SWEEP = "sweep.json"  # in an output folder whose shards are trained apart, see `cl_jax.fleet`
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Job:
@@ -56,23 +58,30 @@ def data_of(shard: plan.Shard) -> tuple[str, float]:
     return run.data, run.validation
 
 
-def prepare(
-    path: Path, out: Path, *, data: str | None = None, folder: Path | None = None, seeds: int | None = None,
-    steps: int | None = None, width: int | None = None, shared: bool = True, data_budget: str | None = None,
-    from_: str | None = None, halve: int | None = None, size: str | None = None,
-) -> Job:  # fmt: skip
-    """Reads, checks and plans; writes nothing and compiles nothing.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Checked:
+    """An experiment and data that fit each other; no output folder has been looked at."""
 
-    Args:
-        shared: train task 1 once for members that cannot differ before its end.
-        data_budget: bytes of images that a device may hold, see `cl_jax.budget.image_budget`; a larger set streams.
-        from_: the boundary to continue from, see `cl_jax.origin.parse`; None: from the start.
-        halve: N of successive halving, see `cl_jax.halving`; None: every member is trained to its end.
-        size: which of the experiment's sizes, see `cl_jax.experiment.load_experiment`.
+    experiment: Experiment
+    data: dict[tuple[str, float], Data]
+    sha256: dict[str, str]  # by name of the data
+    streamed: bool
 
-    Raises:
-        UserError: whatever is wrong with the experiment, the data or the output folder.
-    """
+    def members(self) -> list[Member]:
+        """Everything that is to be trained."""
+        return members(self.experiment, self.sha256)
+
+    def state_bytes(self, member: Member) -> int:
+        """Of a member's training state."""
+        run = member.entry.run
+        return program.state_bytes(run, self.data[run.data, run.validation])
+
+
+def experiment_of(
+    path: Path, *, data: str | None = None, seeds: int | None = None, steps: int | None = None,
+    width: int | None = None, size: str | None = None,
+) -> Experiment:  # fmt: skip
+    """The experiment of a file as the options change it. Arguments and errors: see `prepare`."""
     for option, number in (("--seeds", seeds), ("--steps", steps), ("--width", width)):
         if number is not None and not 1 <= number <= LARGEST_INT:
             bound = "the least allowed is 1" if number < 1 else f"the most allowed is {LARGEST_INT}"
@@ -92,11 +101,12 @@ def prepare(
             for entry in experiment.entries
         )
         experiment = dataclasses.replace(experiment, entries=entries)
-    _check_out(out, experiment)
+    return experiment
+
+
+def checked(experiment: Experiment, folder: Path | None, data_budget: str | None) -> Checked:
+    """Loads the data of an experiment and checks them against each other. Arguments and errors: see `prepare`."""
     _check_folder(folder, experiment)
-    begun_from = None if from_ is None else origin.parse(from_)
-    origin.check_out(out, begun_from)
-    check_halving(out, halve)
     wanted = {(entry.run.data, entry.run.validation) for entry in experiment.entries}
     loaded = {name: sources.load(name, folder) for name in sorted({name for name, _ in wanted})}
     allowed = image_budget(data_budget)
@@ -110,28 +120,52 @@ def prepare(
     check_runs(experiment.entries, on_device)
     experiment = dataclasses.replace(experiment, entries=_with_digests(experiment.entries))
     sha256 = {name: source.sha256 for name, source in loaded.items()}
-    everyone, forks = members(experiment, sha256), None
+    return Checked(experiment=experiment, data=on_device, sha256=sha256, streamed=streamed)
+
+
+def prepare(
+    path: Path, out: Path, *, data: str | None = None, folder: Path | None = None, seeds: int | None = None,
+    steps: int | None = None, width: int | None = None, shared: bool = True, data_budget: str | None = None,
+    from_: str | None = None, halve: int | None = None, size: str | None = None,
+) -> Job:  # fmt: skip
+    """Reads, checks and plans; writes nothing and compiles nothing.
+
+    Args:
+        shared: train task 1 once for members that cannot differ before its end.
+        data_budget: bytes of images that a device may hold, see `cl_jax.budget.image_budget`; a larger set streams.
+        from_: the boundary to continue from, see `cl_jax.origin.parse`; None: from the start.
+        halve: N of successive halving, see `cl_jax.halving`; None: every member is trained to its end.
+        size: which of the experiment's sizes, see `cl_jax.experiment.load_experiment`.
+
+    Raises:
+        UserError: whatever is wrong with the experiment, the data or the output folder.
+    """
+    experiment = experiment_of(path, data=data, seeds=seeds, steps=steps, width=width, size=size)
+    check_out(out, experiment)
+    if (out / SWEEP).exists():
+        raise UserError(f"{out} holds a sweep in shards; train it by `cl-jax worker`, or give another --out")
+    begun_from = None if from_ is None else origin.parse(from_)
+    origin.check_out(out, begun_from)
+    check_halving(out, halve)
+    ready = checked(experiment, folder, data_budget)
+    experiment, on_device = ready.experiment, ready.data
+    everyone, forks = ready.members(), None
     if begun_from is not None:
         everyone, forks = origin.adopt(everyone, begun_from, on_device, out)
     halved = None
     if halve is not None:
         halved = Halving(out, halve, experiment.entries, everyone, forks.task if forks else 0)
         halved.check()
-
-    def state_bytes(member: Member) -> int:
-        run = member.entry.run
-        return program.state_bytes(run, on_device[run.data, run.validation])
-
-    shards = plan.make_plan(out, everyone, width, state_bytes)
+    shards = plan.make_plan(out, everyone, width, ready.state_bytes)
     for shard in shards:
         if shard.done:
             sweep.read_record(shard)  # a broken one is better known before than after training
     waiting = [member for shard in shards if not shard.done and forks is None for member in shard.members]
-    trunk_of = trunk.trunk_members(waiting, sha256, shared=shared)
+    trunk_of = trunk.trunk_members(waiting, ready.sha256, shared=shared)
     first = list({member.id: member for member in trunk_of.values()}.values())
-    trunks = plan.make_plan(out, first, width, state_bytes, "trunks")
+    trunks = plan.make_plan(out, first, width, ready.state_bytes, "trunks")
     for shard in (*shards, *trunks):
-        if streamed and not shard.done:
+        if ready.streamed and not shard.done:
             waves.windows_of(shard, on_device[data_of(shard)], jax.local_device_count())  # raises where they do not fit
     return Job(
         experiment=experiment, data=on_device, shards=shards, trunks=trunks, trunk_of=trunk_of, out=out, forks=forks,
@@ -169,7 +203,8 @@ def _with_base_steps(run: Run, steps: int | None) -> Run:
     return dataclasses.replace(run, base=dataclasses.replace(run.base, steps=steps))
 
 
-def _check_out(out: Path, experiment: Experiment) -> None:
+def check_out(out: Path, experiment: Experiment) -> None:
+    """Raises UserError where an output folder is not of this experiment."""
     for place in (out, *out.absolute().parents):
         if place.exists() and not place.is_dir():
             raise UserError(f"--out {out}: {place} is a file; give a folder")

@@ -4,52 +4,23 @@ import dataclasses
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Union
 
 import tyro
 
 from cl_jax.errors import UserError, did_you_mean, unknown
+from cl_jax.fleet import options as fleet
+from cl_jax.option_fields import Flag, Job, option, place
 
 FORMATS = ("terminal", "markdown", "latex", "csv")
 SELECT = "all|first:K|seed:S|per-task"
-_Kind = TypeVar("_Kind")
-_Flag = Annotated[bool, tyro.conf.arg(help_behavior_hint="")]
-
-
-def _option(kind: type[_Kind], metavar: str, name: str | None = None) -> Any:
-    return Annotated[kind | None, tyro.conf.arg(name=name, metavar=metavar, help_behavior_hint="")]
-
-
-def _place(metavar: str) -> Any:
-    return Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar=metavar, help_behavior_hint="")]
 
 
 @dataclasses.dataclass
-class _Job:
-    experiment: _place("EXPERIMENT")  # pyright: ignore[reportInvalidTypeForm]
-    """Folder with a config.py, such as experiments/quickstart, or a .py file."""
-    out: _option(Path, "FOLDER") = None  # pyright: ignore[reportInvalidTypeForm]
-    """Where results go; left out: runs/<name of the experiment's folder>, with --size runs/<name>-<size>."""
-    size: _option(str, "SIZE") = None  # pyright: ignore[reportInvalidTypeForm]
-    """Of an experiment that comes in several sizes, which one."""
-    data: _option(str, "DATA") = None  # pyright: ignore[reportInvalidTypeForm]
-    """Train on this instead of the experiment's data: digits, tfds:<name>, or a folder of IDX files as MNIST's."""
-    data_dir: _option(Path, "FOLDER") = None  # pyright: ignore[reportInvalidTypeForm]
-    """For tfds:<name>: a folder of its prepared or original files, so that no network is needed. For text: a folder
-    in which domains such as support and prose are looked for."""
-    seeds: _option(int, "N") = None  # pyright: ignore[reportInvalidTypeForm]
-    """Use the seeds 0 to N-1 instead of the experiment's."""
-    steps: _option(int, "N") = None  # pyright: ignore[reportInvalidTypeForm]
-    """Train N steps a task instead of the experiment's number."""
-    width: _option(int, "N") = None  # pyright: ignore[reportInvalidTypeForm]
-    """Train N runs side by side on a device; left out: chosen, then kept."""
-    data_budget: _option(str, "BYTES") = None  # pyright: ignore[reportInvalidTypeForm]
-    """Let a device hold so many bytes of images, such as 64MB; a larger set streams. Left out: what fits it."""
-    unshared: _Flag = False
-    """Train task 1 for each run, also where runs cannot differ before its end."""
-    from_: _option(str, "RUN:TASK[:LABEL]", "from") = None  # pyright: ignore[reportInvalidTypeForm]
+class _Job(Job):
+    from_: option(str, "RUN:TASK[:LABEL]", "from") = None  # pyright: ignore[reportInvalidTypeForm]
     """Go on from an earlier run's checkpoint after TASK; RUN: its output folder, LABEL: one of its methods."""
-    halving: _option(int, "N") = None  # pyright: ignore[reportInvalidTypeForm]
+    halving: option(int, "N") = None  # pyright: ignore[reportInvalidTypeForm]
     """Let the best 1 in N of each method's configurations go on after tasks 2, 2N, 2NN, ...; the others stop there."""
 
 
@@ -57,7 +28,7 @@ class _Job:
 class Plan(_Job):
     """Show what `run` would do, and do none of it."""
 
-    measure: _Flag = False
+    measure: Flag = False
     """Compile and time each program, for the time and memory it takes; widths are measured too, and `run` uses them."""
 
 
@@ -67,7 +38,7 @@ class Run(_Job):
 
     keep: Annotated[str, tyro.conf.arg(metavar="N|all", help_behavior_hint="")] = "2"
     """How many task boundaries' checkpoints stay, the newest ones; left out: 2."""
-    quiet: _Flag = False
+    quiet: Flag = False
     """Print nothing but errors."""
 
 
@@ -75,7 +46,7 @@ class Run(_Job):
 class Report:
     """Print the summary of a run; write its page and figures."""
 
-    out: _place("FOLDER")  # pyright: ignore[reportInvalidTypeForm]
+    out: place("FOLDER")  # pyright: ignore[reportInvalidTypeForm]
     """Output folder of `cl-jax run`, such as runs/quickstart."""
     format: Annotated[str, tyro.conf.arg(metavar="|".join(FORMATS), help_behavior_hint="")] = "terminal"
     """How to print the summary; left out: terminal."""
@@ -87,17 +58,17 @@ class Report:
 class Adapt:
     """Learn from a stream of conversations, and not forget; go on with it; write its table and report."""
 
-    model: _place("MODEL")  # pyright: ignore[reportInvalidTypeForm]
+    model: place("MODEL")  # pyright: ignore[reportInvalidTypeForm]
     """Folder with config.json, model.safetensors and, unless it reads bytes, tokenizer.json."""
-    conversations: _place("CONVERSATIONS")  # pyright: ignore[reportInvalidTypeForm]
+    conversations: place("CONVERSATIONS")  # pyright: ignore[reportInvalidTypeForm]
     """A .jsonl file, or a folder of files, in the order in which they came."""
     old: Annotated[str, tyro.conf.arg(metavar="TEXT", help_behavior_hint="")] = "text:code"
     """Text that stands for what the model can do, such as text:mine=<folder>; left out: Python's library."""
-    data_dir: _option(Path, "FOLDER") = None  # pyright: ignore[reportInvalidTypeForm]
+    data_dir: option(Path, "FOLDER") = None  # pyright: ignore[reportInvalidTypeForm]
     """In which domains of --old such as prose and maths are looked for."""
     policy: Annotated[str, tyro.conf.arg(metavar="NAME", help_behavior_hint="")] = "finetune"
     """How to learn: finetune, lora, ewc, replay, or frozen, not at all; left out: finetune."""
-    budget: _option(float, "X") = None  # pyright: ignore[reportInvalidTypeForm]
+    budget: option(float, "X") = None  # pyright: ignore[reportInvalidTypeForm]
     """Undo, in part or all, what makes old text cost X bits per byte more than at the start, such as 0.02."""
     steps: Annotated[int, tyro.conf.arg(metavar="N", help_behavior_hint="")] = 4
     """Steps on each round of conversations; left out: 4."""
@@ -111,9 +82,9 @@ class Adapt:
     """Of Adam; left out: 0.0003."""
     seed: Annotated[int, tyro.conf.arg(metavar="N", help_behavior_hint="")] = 0
     """Of every random choice; left out: 0."""
-    out: _option(Path, "FOLDER") = None  # pyright: ignore[reportInvalidTypeForm]
+    out: option(Path, "FOLDER") = None  # pyright: ignore[reportInvalidTypeForm]
     """Where results and the new weights go; left out: runs/adapt-<conversations>-<policy>."""
-    quiet: _Flag = False
+    quiet: Flag = False
     """Print nothing but errors."""
 
 
@@ -122,7 +93,7 @@ class List:
     """Name everything an experiment can be made of."""
 
 
-COMMANDS = {"run": Run, "plan": Plan, "report": Report, "adapt": Adapt, "list": List}
+COMMANDS = {"run": Run, "plan": Plan, "report": Report, "adapt": Adapt, **fleet.COMMANDS, "list": List}
 _ABOUT = """Measure catastrophic forgetting, and find what reduces it.
 
 Start with:
@@ -169,12 +140,13 @@ Examples:
   cl-jax adapt models/mine conversations.jsonl --policy lora --learning-rate 0.001 --out runs/lora
   cl-jax adapt models/mine conversations --old text:mine=notes --policy replay --budget 0.01
 """,
+    **fleet.ABOUT,
     "list": """Name everything an experiment can be made of, a line each.""",
 }
 
 
-_WHOLE = ("seeds", "steps", "width", "halving", "every", "rows", "context", "seed")
-_NUMBERS = ("budget", "learning_rate")
+_WHOLE = ("seeds", "steps", "width", "halving", "every", "rows", "context", "seed", *fleet.WHOLE)
+_NUMBERS = ("budget", "learning_rate", *fleet.NUMBERS)
 _NUMBER = r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)(e[+-]?[0-9]{1,3})?"
 _MISSING = {
     "experiment": "give an experiment, such as experiments/quickstart",
@@ -246,11 +218,5 @@ def parse(words: Sequence[str]) -> Any:
         name = words[0]
         prog, about = f"cl-jax {name}", _ABOUT_COMMAND[name]
         return tyro.cli(COMMANDS[name], args=words[1:], prog=prog, description=about, config=markers)
-    commands: Any = (
-        Annotated[Run, tyro.conf.subcommand("run")]
-        | Annotated[Plan, tyro.conf.subcommand("plan")]
-        | Annotated[Report, tyro.conf.subcommand("report")]
-        | Annotated[Adapt, tyro.conf.subcommand("adapt")]
-        | Annotated[List, tyro.conf.subcommand("list")]
-    )
+    commands: Any = Union[tuple(Annotated[kind, tyro.conf.subcommand(name)] for name, kind in COMMANDS.items())]  # noqa: UP007
     return tyro.cli(commands, args=words, prog="cl-jax", description=_ABOUT, config=markers)

@@ -3,7 +3,7 @@
 import dataclasses
 import hashlib
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import jax
@@ -26,7 +26,10 @@ class Shard:
     members: tuple[Member, ...]
     width: int  # members side by side; their results depend on it in the last bits
     fixed: bool = True  # the width is recorded or asked for; else it is a rule's, which a measurement may improve
-    alone: bool = False  # on one device after another, which has every core meanwhile; changes no result
+    alone: bool = False  # on one device after another, which has every core meanwhile
+    # On two devices at least, also where one would hold its members: a program for several rounds otherwise than one
+    # for a single device, so that what is cut from a group which has several must have them too.
+    spread: bool = False
 
     @property
     def done(self) -> bool:
@@ -81,10 +84,6 @@ def make_plan(
     Raises:
         UserError: `width` differs from what the output folder was begun with.
     """
-
-    def most(member: Member) -> int:
-        return widest(state_bytes(member), jax.default_backend())
-
     wanted = {member.id: member for member in members}
     shards, placed, widths = [], set(), {}
     for file in sorted((out / part).glob("*/shard.json")):
@@ -98,20 +97,49 @@ def make_plan(
             # A done shard may hold members nobody asks for now; their place in the record is by position.
             shards.append(Shard(folder=file.parent, members=here, width=begun_width))
             placed.update(ids)
-    groups: dict[str, list[Member]] = {}
-    for member in members:
-        if member.id not in placed:
-            groups.setdefault(group_name(member), []).append(member)
-    for group, new in groups.items():
-        fixed = widths.get(group)
-        if width is not None and fixed is not None and fixed != width:
-            raise UserError(_other_width(width, fixed, out))
-        shard_width = fixed or width or choose_width(len(new), most(new[0]), jax.local_device_count())
-        address = hashlib.sha256("".join(member.id for member in new).encode()).hexdigest()[:8]
-        folder = out / part / f"{folder_label(new[0].entry.label)}-{group}-{address}"
-        given = fixed is not None or width is not None
-        shards.append(Shard(folder=folder, members=tuple(new), width=shard_width, fixed=given))
+    new = [member for member in members if member.id not in placed]
+    for group in groups_of(new):
+        if width is not None and widths.get(group, width) != width:
+            raise UserError(_other_width(width, widths[group], out))
+    return shards + new_shards(out / part, new, width, state_bytes, widths)
+
+
+def new_shards(
+    folder: Path, members: Sequence[Member], width: int | None, state_bytes: Callable[[Member], int],
+    begun: Mapping[str, int] | None = None,
+) -> list[Shard]:  # fmt: skip
+    """Shards of members that are in none yet, one a static group.
+
+    Args:
+        folder: that theirs will lie in.
+        width, state_bytes: see `make_plan`.
+        begun: widths that are fixed, by group.
+    """
+    shards = []
+    for group, new in groups_of(members).items():
+        fixed = (begun or {}).get(group) or width
+        most = widest(state_bytes(new[0]), jax.default_backend())
+        chosen = fixed or choose_width(len(new), most, jax.local_device_count())
+        shards.append(Shard(folder=folder / folder_name(new), members=tuple(new), width=chosen, fixed=bool(fixed)))
     return shards
+
+
+def groups_of(members: Sequence[Member]) -> dict[str, list[Member]]:
+    """Members that share a compiled program, by its address, in their order."""
+    groups: dict[str, list[Member]] = {}
+    names: dict[int, str] = {}  # the members of a configuration hold one and the same run, whose address takes a while
+    for member in members:
+        run = id(member.entry.run)
+        if run not in names:
+            names[run] = group_name(member)
+        groups.setdefault(names[run], []).append(member)
+    return groups
+
+
+def folder_name(members: Sequence[Member]) -> str:
+    """A new shard's: the address of its members, after their label and program for people."""
+    address = hashlib.sha256("".join(member.id for member in members).encode()).hexdigest()[:8]
+    return f"{folder_label(members[0].entry.label)}-{group_name(members[0])}-{address}"
 
 
 def _other_width(width: int, begun: int, out: Path) -> str:

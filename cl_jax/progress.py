@@ -70,7 +70,7 @@ class Bar:
 
     def say(self, message: str) -> None:
         if not self._quiet:
-            self._console.print(message, markup=False, highlight=False)
+            self._console.print(message, markup=False, highlight=False, soft_wrap=not self._live)  # logs have no width
 
     def _show(self, text: str, force: bool = False) -> None:
         if self._stopped:

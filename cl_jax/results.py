@@ -4,6 +4,7 @@ import hashlib
 import io
 import json
 import os
+import re
 import uuid
 import zipfile
 import zlib
@@ -40,6 +41,12 @@ def write_atomically(path: Path, content: bytes | Iterable[bytes | memoryview]) 
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def addressed(path: Path, sha256: str, *, there: bool = False) -> Path:
+    """`record-<digest>.npz` for `record.npz`; `there`: the plain one where that is missing, as in folders of old."""
+    own = path.with_name(f"{path.stem}-{re.sub('[^0-9a-f]', '', sha256)[:16]}{path.suffix}")
+    return own if own.is_file() or not there else path
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -7,24 +7,26 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from cl_jax import inside
 from cl_jax.checkpoint import Checkpoints
 from cl_jax.diagnostics import notes
 from cl_jax.diagnostics.notes import Notes
-from cl_jax.diagnostics.table import part_sha256, write_part
+from cl_jax.diagnostics.table import PART, part_content
 from cl_jax.evaluate import EVALUATED, METRICS
 from cl_jax.plan import Shard
-from cl_jax.results import Record, read_json, read_shard, write_atomically, write_json
+from cl_jax.results import Record, addressed, read_json, read_shard, write_atomically, write_json
 from cl_jax.results import read_record as read_record_file
 from cl_jax.waves import Crew, Host, host_like
 
 
 class Standing(NamedTuple):
-    """A shard between two tasks."""
+    """A shard between two tasks, or inside one."""
 
     tasks: int  # boundaries behind it
     state: Host  # TrainState of every member, [members, ...]; None before the first boundary
     record: np.ndarray  # float32 [members, T + 1, splits, metrics, T]
     notes: Notes | None = None  # what diagnostics have measured and kept; None: there are none
+    behind: np.ndarray | None = None  # int32 [members], see `cl_jax.inside.parts_of`; None: between two tasks
 
 
 def first_record(crew: Crew) -> np.ndarray:
@@ -38,18 +40,25 @@ def first_record(crew: Crew) -> np.ndarray:
 def restored(crew: Crew, checkpoints: Checkpoints) -> Standing | None:
     """From the newest good checkpoint."""
     like, blank = host_like(crew), notes.blank(crew)
-    found = checkpoints.restore(_saved(Standing(0, like, first_record(crew), blank)))
+    held = _saved(Standing(0, like, first_record(crew), blank))
+    found = checkpoints.restore_furthest(held, inside.like(held, len(crew.members)))
     if found is None:
         return None
-    tasks, kept = found
+    tasks, kept, within = found
     state = type(like)(**jax.tree.map(np.asarray, kept["state"]))
     written = None if blank is None else notes.restored(blank, kept["diagnostics"])
-    return Standing(tasks, state, np.array(kept["record"]), written)
+    return Standing(tasks, state, np.array(kept["record"]), written, np.array(kept["behind"]) if within else None)
 
 
 def save(standing: Standing, checkpoints: Checkpoints) -> None:
     """Starts saving what `restored` reads."""
     checkpoints.save(standing.tasks, _saved(standing))
+
+
+def save_inside(standing: Standing, checkpoints: Checkpoints, steps: int) -> None:
+    """Saves what `restored` reads inside a task of so many steps; returns when it is committed."""
+    assert standing.behind is not None
+    inside.save(checkpoints, standing.tasks, _saved(standing), standing.behind, steps)
 
 
 def _saved(standing: Standing) -> dict[str, Any]:
@@ -63,6 +72,25 @@ def publish(shard: Shard, standing: Standing, ends: np.ndarray) -> None:
     Args:
         ends: int [members], tasks after which each member stops; that of a member that does not is T.
     """
+    for name, content in _published(standing, ends).items():
+        write_atomically(shard.folder / name, content)
+
+
+def finish(shard: Shard, standing: Standing, ends: np.ndarray) -> None:
+    """Marks the shard as done, with the digests of what it published last.
+
+    What they are of is kept under names that hold them: another process may be at an earlier task of this shard, taken
+    for dead and alive, and publish that over it.
+    """
+    digests = {}
+    for name, content in _published(standing, ends).items():
+        digests[f"{name.partition('.')[0]}_sha256"] = sha256 = hashlib.sha256(content).hexdigest()
+        write_atomically(addressed(shard.folder / name, sha256), content)
+    write_json(shard.folder / "DONE.json", digests)
+
+
+def _published(standing: Standing, ends: np.ndarray) -> dict[str, bytes]:
+    """Content by the name of the file; a record comes last, so that no reader finds it without its diagnostics."""
     buffer = io.BytesIO()
     num_tasks = standing.record.shape[-1]
     record = Record(
@@ -72,15 +100,8 @@ def publish(shard: Shard, standing: Standing, ends: np.ndarray) -> None:
         stopped=(ends < num_tasks) & (ends <= standing.tasks),
     )
     np.savez(buffer, **record._asdict())
-    if standing.notes is not None:
-        write_part(shard.folder, standing.notes.values, standing.notes.columns)
-    write_atomically(shard.folder / "record.npz", buffer.getvalue())
-
-
-def finish(shard: Shard) -> None:
-    """Marks the shard as done, with the digest of what it published."""
-    sha = hashlib.sha256((shard.folder / "record.npz").read_bytes()).hexdigest()
-    write_json(shard.folder / "DONE.json", {"record_sha256": sha, **part_sha256(shard.folder)})
+    part = {} if standing.notes is None else {PART: part_content(standing.notes.values, standing.notes.columns)}
+    return {**part, "record.npz": buffer.getvalue()}
 
 
 def read_record(shard: Shard) -> Record | None:
@@ -89,10 +110,12 @@ def read_record(shard: Shard) -> Record | None:
     Raises:
         UserError: a finished record does not match its sha256, or a file of the shard is broken.
     """
-    path = shard.folder / "record.npz"
-    if not path.is_file() and not shard.done:
+    path, sha256 = shard.folder / "record.npz", None
+    if shard.done:
+        sha256 = read_json(shard.folder / "DONE.json", {"record_sha256": str})["record_sha256"]
+        path = addressed(path, sha256, there=True)
+    elif not path.is_file():
         return None
-    sha256 = read_json(shard.folder / "DONE.json", {"record_sha256": str})["record_sha256"] if shard.done else None
     ids, _, _ = read_shard(shard.folder / "shard.json")
     read = read_record_file(path, len(ids), sha256)
     at = [ids.index(member.id) for member in shard.members]

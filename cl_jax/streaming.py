@@ -120,12 +120,14 @@ class Feed:
         )
 
     @contextlib.contextmanager
-    def training(self, task: int) -> Iterator[Callable[[TrainState], Data]]:
-        """Gives what to call before each chunk of a task's steps, in order, with the state before it."""
+    def training(self, task: int, begin: int = 0) -> Iterator[Callable[[TrainState], Data]]:
+        """Gives what to call before each chunk of a task's steps from `begin` on, in order, with the state before."""
         if self._data.host is None:
             yield lambda state: self._data
             return
-        rows = _ChunkRows(self._run, self._seeds, self._segments("train"), self._data, task, self._windows.chunk)
+        rows = _ChunkRows(
+            self._run, self._seeds, self._segments("train"), self._data, task, (begin, self._windows.chunk)
+        )
         with contextlib.closing(read_ahead(rows, self._windows.training, self._data)) as windows:
 
             def window(state: TrainState) -> Data:
@@ -197,10 +199,14 @@ def _task_rows(segments: Segments, task: int, position: np.ndarray) -> Rows:
 class _ChunkRows(Sequence[Rows]):
     """The rows of a task's windows, chunk by chunk, each known one chunk before it is trained."""
 
-    def __init__(self, run: Run, seeds: np.ndarray, segments: Segments, data: Data, task: int, chunk: int):
-        self._data, self._count = data, run.steps // chunk
+    def __init__(self, run: Run, seeds: np.ndarray, segments: Segments, data: Data, task: int, chunks: tuple[int, int]):
+        begin, chunk = chunks  # the first step, and how many a chunk
+        self._data, self._count = data, (run.steps - begin) // chunk
         self._incoming_of = lambda number: _union(
-            data, np.asarray(_batches(run, seeds, segments, np.int32(task), np.int32(number * chunk), num_steps=chunk))
+            data,
+            np.asarray(
+                _batches(run, seeds, segments, np.int32(task), np.int32(begin + number * chunk), num_steps=chunk)
+            ),
         )
         self._rows: list[Rows] = []
         self._incoming: Rows = np.zeros(0, np.int32)

@@ -5,11 +5,12 @@ The order at a boundary is law: train, end_task, evaluate, append the row, save,
 
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import numpy as np
 
+from cl_jax import inside
 from cl_jax.checkpoint import KEPT_STEPS, Checkpoints
 from cl_jax.compiled import Programs
 from cl_jax.data import Data
@@ -17,17 +18,16 @@ from cl_jax.diagnostics import notes
 from cl_jax.errors import UserError, disk_error
 from cl_jax.origin import Forks
 from cl_jax.plan import Shard, begin
-from cl_jax.standing import Standing, finish, first_record, publish, restored, save
+from cl_jax.standing import Standing, finish, first_record, publish, restored, save, save_inside
 from cl_jax.standing import read_record as read_record
 from cl_jax.trunk import Start, Trunks, begun
 from cl_jax.waves import (
     Crew,
+    Host,
     Progress,
     crew_of,
     end_task,
     first_states,
-    gathered,
-    muster,
     on_devices,
     prepare,
     to_host,
@@ -42,6 +42,7 @@ class Stage(NamedTuple):
     since: int = 0  # boundary that this process has brought all shards to
     stopped: Mapping[str, int] = {}  # by member's id, the boundary at which it stops
     attempt: str | None = None  # of this process, see `Checkpoints`
+    asked: Callable[[], bool] = lambda: False  # whether this process is to leave, see `cl_jax.inside`
 
 
 WHOLE = Stage()
@@ -60,6 +61,7 @@ def run_shard(
 
     Raises:
         UserError: the disk is full or not writable; nothing that was committed is lost.
+        Leaving: asked to leave; what was trained is saved.
     """
     if shard.done:
         return
@@ -86,17 +88,21 @@ def _run(
     checkpoints = Checkpoints(shard.folder, progress.say, keep, stage.attempt)
     try:
         standing = restored(crew, checkpoints)
+        way_out = _WayOut(checkpoints, stage.asked)
         start, pending = None, None
         if standing is None or standing.tasks < last:
             if stage.since == 0:
                 progress.compiling(shard)
             prepare(crew)
         if standing is not None:
-            if standing.tasks > stage.since:
-                progress.say(f"{shard.folder.name}: continues after task {standing.tasks} of {num_tasks}")
+            if standing.tasks > stage.since or standing.behind is not None:
+                progress.say(f"{shard.folder.name}: {_continues(standing)} of {num_tasks}")
             elsewhere = forks.task if forks is not None else int(trunks is not None and trunks.train(shard))
             before = np.minimum(standing.tasks, ends) - max(elsewhere, stage.since)
-            progress.restored(int(np.maximum(before, 0).sum()) * shard.members[0].entry.run.steps)
+            steps = shard.members[0].entry.run.steps
+            progress.restored(int(np.maximum(before, 0).sum()) * steps)
+            if standing.behind is not None and standing.tasks >= elsewhere:
+                progress.restored(inside.trained(standing.behind, steps, ends > standing.tasks))
         elif forks is not None:
             progress.say(f"{shard.folder.name}: begins from {forks.words}, {num_tasks} tasks in all")
             standing = forks.standing(crew)
@@ -105,57 +111,90 @@ def _run(
             save(standing, checkpoints)
         else:
             standing = Standing(0, None, first_record(crew), notes.blank(crew))
-            start = trunks.start(shard, data, progress, programs) if trunks is not None else None
-        for task in range(standing.tasks, last):
-            standing = _one_task(crew, standing, task, ends, progress, start if task == 0 else None)
+        if standing.tasks == 0 and trunks is not None:
+            start = trunks.start(shard, data, progress, programs)
+        try:
+            for task in range(standing.tasks, last):
+                standing = _one_task(crew, standing, (task, ends), progress, start if task == 0 else None, way_out)
+                if pending is not None:
+                    _committed(shard, pending, ends, checkpoints)
+                save(standing, checkpoints)
+                pending = standing
+        except inside.Leaving:
             if pending is not None:
-                checkpoints.wait()
-                publish(shard, pending, ends)
-            save(standing, checkpoints)
-            pending = standing
-        checkpoints.wait()
-        publish(shard, standing, ends)
+                _committed(shard, pending, ends, checkpoints)
+            raise
+        _committed(shard, standing, ends, checkpoints)
         if standing.tasks >= ends.max():
-            finish(shard)
+            finish(shard, standing, ends)
     finally:
         checkpoints.close()
         programs.make_room()
 
 
+def _committed(shard: Shard, standing: Standing, ends: np.ndarray, checkpoints: Checkpoints) -> None:
+    """Waits for a boundary's checkpoint, and then publishes it."""
+    checkpoints.wait()
+    checkpoints.forget_inside(standing.tasks)
+    publish(shard, standing, ends)
+
+
+def _continues(standing: Standing) -> str:
+    if standing.behind is None:
+        return f"continues after task {standing.tasks}"
+    return f"continues inside task {standing.tasks + 1}, {inside.in_words(standing.behind)},"
+
+
+class _WayOut(NamedTuple):
+    """How a process leaves inside a task."""
+
+    checkpoints: Checkpoints
+    asked: Callable[[], bool]
+
+
 def _one_task(
-    crew: Crew, before: Standing, task: int, ends: np.ndarray, progress: Progress, start: Start | None
+    crew: Crew, before: Standing, at: tuple[int, np.ndarray], progress: Progress, start: Start | None, way_out: _WayOut
 ) -> Standing:
     """Trains, ends and evaluates a task for every member that goes on and has not diverged.
 
     The row of a diverged member is repeated, unless the next one is of other tasks; one that has stopped gets none.
 
     Args:
-        ends: int [members], see `publish`.
+        at: the task, and int [members], see `publish`.
         start: what the task's training has come to already.
     """
-    going = ends > task
-    diverged = going & (False if before.state is None else before.state.diverged)
-    rests = diverged if crew.members[0].entry.run.recent is None else np.zeros_like(diverged)
+    (task, ends), steps = at, crew.members[0].entry.run.steps
     record, written = before.record.copy(), None if before.notes is None else before.notes.copy()
-    record[going, task + 1] = record[going, task]
-    waves, parts = muster(crew, np.flatnonzero(going & ~rests)), []
-    for wave in waves:
+    behind = before.behind
+    if behind is None:
+        going = ends > task
+        diverged = going & (False if before.state is None else before.state.diverged)
+        rests = diverged if crew.members[0].entry.run.recent is None else np.zeros_like(diverged)
+        record[going, task + 1] = record[going, task]
+        behind = np.where(going & ~rests, 0, inside.ENDED).astype(np.int32)
+        progress.restored(int(rests.sum()) * crew.members[0].entry.run.steps_in(task))
+
+    def save(state: Host, behind: np.ndarray) -> None:
+        save_inside(Standing(task, state, record, written, behind), way_out.checkpoints, steps)
+
+    way = inside.Exit(crew, before.state, behind, way_out.asked, save)
+    for part in inside.parts_of(crew, behind):
+        wave = part.wave
+        way.before(part)
         with crew.programs.busy:
-            if before.state is None:
+            if task == 0 and part.begin == 0:
                 state = first_states(crew, wave)
                 notes.write(crew, wave, written, state, None, 0)
             else:
                 state = on_devices(crew, wave, before.state)
-            began = time.perf_counter() if start is None else math.nan
+            began = time.perf_counter() if start is None and part.begin == 0 else math.nan
             if start is None:
-                state = train_task(crew, wave, state, task, progress)
+                state = train_task(crew, wave, state, task, progress, part.begin, way.within(part))
             else:
                 state = begun(crew, wave, state, start)
             state, shown, row = end_task(crew, wave, state, task)
             record[wave.places, task + 1] = to_host(wave, row)
             seconds = (time.perf_counter() - began) / len(wave.places)
             notes.write(crew, wave, written, state, shown, task + 1, seconds)
-            parts.append(to_host(wave, state))
-    progress.restored(int(rests.sum()) * crew.members[0].entry.run.steps_in(task))
-    host = gathered(waves, parts, before.state, len(crew.members)) if waves else before.state
-    return Standing(task + 1, host, record, written)
+            way.ended(wave, state)
+    return Standing(task + 1, way.state(), record, written)

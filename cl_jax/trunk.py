@@ -9,13 +9,13 @@ weights (`cl_jax.base.Weights`) are one that somebody else has trained.
 
 import dataclasses
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
-from cl_jax import program
+from cl_jax import inside, program
 from cl_jax.adapters import Full
 from cl_jax.base import Pretrained, Weights
 from cl_jax.checkpoint import Checkpoints
@@ -32,12 +32,9 @@ from cl_jax.waves import (
     Progress,
     crew_of,
     first_states,
-    gathered,
     host_like,
-    muster,
     on_devices,
     prepare,
-    to_host,
     train_task,
 )
 
@@ -87,10 +84,13 @@ class Trunks:
     Args:
         shards: of the members that `by_member` names.
         by_member: who trains the first task of whom.
+        asked: whether this process is to leave, see `cl_jax.inside`.
     """
 
-    def __init__(self, shards: Sequence[Shard], by_member: Mapping[str, Member]):
-        self._by_member = by_member
+    def __init__(
+        self, shards: Sequence[Shard], by_member: Mapping[str, Member], asked: Callable[[], bool] = lambda: False
+    ):
+        self._by_member, self._asked = by_member, asked
         self._place = {member.id: (shard, i) for shard in shards for i, member in enumerate(shard.members)}
         self._locks = {shard.folder: threading.Lock() for shard in shards}
         self._trained: dict[Any, Start] = {}
@@ -116,7 +116,7 @@ class Trunks:
             at, place = self._place[trunk.id]
             with self._locks[at.folder]:
                 if at.folder not in self._trained:
-                    self._trained[at.folder] = _trained(at, data, progress, programs)
+                    self._trained[at.folder] = _trained(at, data, progress, programs, self._asked)
             picked.append(jax.tree.map(lambda leaf, place=place: leaf[place], self._trained[at.folder]))
         return jax.tree.map(lambda *leaves: np.stack(leaves), *picked)
 
@@ -141,26 +141,52 @@ def _opened(run: Run, count: int, data: Data) -> Start:
     return Start((), every, (), np.zeros(count, bool))
 
 
-def _trained(shard: Shard, data: Data, progress: Progress, programs: Programs) -> Start:
+def _trained(shard: Shard, data: Data, progress: Progress, programs: Programs, asked: Callable[[], bool]) -> Start:
     begin(shard)
     progress.compiling(shard)
     crew, count = crew_of(shard, data, programs), len(shard.members)
     checkpoints = Checkpoints(shard.folder, progress.say)
     try:
-        found = checkpoints.restore({"state": host_like(crew)._asdict()})
+        like = host_like(crew)
+        held = {"state": like._asdict()}
+        found = checkpoints.restore_furthest(held, inside.like(held, count))
+        behind, before, steps = np.zeros(count, np.int32), None, shard.members[0].entry.run.steps
         if found is not None:
-            kept = jax.tree.map(np.asarray, found[1]["state"])
-            progress.restored(0 if shard.done else count * shard.members[0].entry.run.steps)
-        else:
-            prepare(crew)
-            waves, parts = muster(crew, np.arange(count)), []
-            for wave in waves:
-                with programs.busy:
-                    parts.append(to_host(wave, train_task(crew, wave, first_states(crew, wave), 0, progress)))
-            kept = gathered(waves, parts, None, count)._asdict()
+            if found[2]:
+                progress.say(f"{shard.folder.name}: continues inside task 1, {inside.in_words(found[1]['behind'])}")
+            before = type(like)(**jax.tree.map(np.asarray, found[1]["state"]))
+            behind = np.array(found[1]["behind"]) if found[2] else np.full(count, inside.ENDED, np.int32)
+            progress.restored(0 if shard.done else inside.trained(behind, steps, np.ones(count, bool)))
+        if (behind != inside.ENDED).any():
+            kept = _first_task(crew, before, behind, progress, checkpoints, asked)._asdict()
             checkpoints.save(1, {"state": kept})
             checkpoints.wait()
+            checkpoints.forget_inside(1)
+        else:
+            assert before is not None
+            kept = before._asdict()
         write_json(shard.folder / "DONE.json", {"tasks": 1})
     finally:
         checkpoints.close()
     return Start(**{name: kept[name] for name in Start._fields})
+
+
+def _first_task(
+    crew: Crew, before: Host | None, behind: np.ndarray, progress: Progress, checkpoints: Checkpoints,
+    asked: Callable[[], bool],
+) -> Host:  # fmt: skip
+    """Trains what is left of the first task; the state of every member."""
+    steps = crew.members[0].entry.run.steps
+
+    def save(state: Host, behind: np.ndarray) -> None:
+        inside.save(checkpoints, 0, {"state": state._asdict()}, behind, steps)
+
+    way_out = inside.Exit(crew, before, behind, asked, save)
+    prepare(crew)
+    for part in inside.parts_of(crew, behind):
+        way_out.before(part)
+        with crew.programs.busy:
+            fresh = part.begin == 0
+            state = first_states(crew, part.wave) if fresh else on_devices(crew, part.wave, before)
+            way_out.ended(part.wave, train_task(crew, part.wave, state, 0, progress, part.begin, way_out.within(part)))
+    return way_out.state()

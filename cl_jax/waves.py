@@ -1,6 +1,6 @@
 """A shard's members wave by wave: the loop of calls that trains a task, and what they leave on the host."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple, Protocol
 
@@ -45,7 +45,7 @@ class Crew(NamedTuple):
 
 
 def crew_of(shard: Shard, data: Data, programs: Programs) -> Crew:
-    packing = programs.packing(len(shard.members), shard.width, alone=shard.alone)
+    packing = programs.packing(len(shard.members), shard.width, alone=shard.alone, spread=shard.spread)
     worlds = programs.worlds(shard.members, data)
     windows = windows_of(shard, data, packing.mesh.size)
     return Crew(shard, shard.members, worlds, programs.data(data, packing.mesh), windows, packing, programs)
@@ -84,17 +84,29 @@ def host_like(crew: Crew) -> TrainState:
     return jax.tree.map(lambda leaf: np.broadcast_to(np.zeros((), leaf.dtype), (count, *leaf.shape[1:])), shapes)
 
 
-def train_task(crew: Crew, wave: Wave, state: TrainState, task: int, progress: Progress) -> TrainState:
-    """All steps of a task, in chunks; those of members that have all diverged are not computed."""
+def train_task(
+    crew: Crew, wave: Wave, state: TrainState, task: int, progress: Progress, begin: int = 0,
+    between: Callable[[TrainState, int], None] | None = None,
+) -> TrainState:  # fmt: skip
+    """The steps of a task, in chunks; those of members that have all diverged are not computed.
+
+    Args:
+        begin: steps that `state` has behind it, as `between` was told them.
+        between: told the state and the steps behind it wherever training may be broken off and go on from there.
+    """
     steps, count, feed = crew.members[0].entry.run.steps, len(wave.places), feed_of(crew, wave)
     chunk, whole = crew.windows.chunk, chunk_steps(steps)
     start = None
     flags: Any = np.zeros(1, bool)
-    with feed.training(task) as data_for:
-        for first in range(0, steps, chunk):
-            if chunk < whole and first % whole == 0:
+    with feed.training(task, begin) as data_for:
+        for first in range(begin, steps, chunk):
+            at_whole = first % whole == 0
+            if chunk < whole and at_whole:
                 # A member that diverges is left as it was before the whole chunk, however that is cut.
                 state = state if start is None else _kept(start, state)
+            if between is not None and at_whole and first > begin:
+                between(state, first)
+            if chunk < whole and at_whole:
                 start = jax.tree.map(jnp.copy, state)
             state, _ = crew.programs.steps(wave, state, data_for(state), task, first, num_steps=chunk)
             # Waits for the chunk before this one, so that the device always has the next at hand.
@@ -123,7 +135,9 @@ def end_task(crew: Crew, wave: Wave, state: TrainState, task: int) -> tuple[Trai
 def windows_of(shard: Shard, data: Data, num_devices: int) -> Windows:
     """What a shard's waves hold of the data at a time. Raises UserError: more than its budget."""
     run = shard.members[0].entry.run
-    wave = shard.width * (1 if shard.alone else min(num_devices, -(-len(shard.members) // shard.width)))
+    wave = shard.width * (
+        1 if shard.alone else min(num_devices, max(1 + shard.spread, -(-len(shard.members) // shard.width)))
+    )
     num_seeds = min(wave, len({member.seed for member in shard.members}))
     return plan_windows(run, num_seeds, wave, data, chunk_steps(run.steps))
 

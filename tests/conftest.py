@@ -24,9 +24,9 @@ jax.config.update("jax_numpy_dtype_promotion", "strict")
 
 # Tables of all methods and whole runs: what the fast subset leaves out beside the slow ones.
 THOROUGH = (
-    "adapters", "diagnostics", "methods", "test_fork", "test_halving", "test_laws", "test_origin", "test_packing",
-    "test_layer_gradients", "test_per_task", "test_recent", "test_streaming", "test_sweep", "test_trunk", "test_waves",
-    "test_bad_files", "test_benchmark",
+    "adapters", "diagnostics", "fleet", "methods", "test_fork", "test_halving", "test_inside", "test_laws",
+    "test_origin", "test_packing", "test_layer_gradients", "test_per_task", "test_recent", "test_streaming",
+    "test_sweep", "test_trunk", "test_waves", "test_bad_files", "test_benchmark",
 )  # fmt: skip
 
 

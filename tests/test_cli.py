@@ -51,8 +51,12 @@ def test_help_of_a_command_tells_every_option(capsys: pytest.CaptureFixture[str]
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ("", "give a command: run, plan, report, adapt, list. See: cl-jax --help"),
-        ("rnu x", "unknown command 'rnu'; known: adapt, list, plan, report, run. Did you mean 'run'? See: cl-jax"),
+        ("", "give a command: run, plan, report, adapt, shards, worker, status, gather, list. See: cl-jax --help"),
+        (
+            "rnu x",
+            "unknown command 'rnu'; known: adapt, gather, list, plan, report, run, shards, status, worker. "
+            "Did you mean 'run'? See: cl-jax",
+        ),
         ("--seeds 3", "unknown command '--seeds'"),
         ("run", "run: give an experiment, such as experiments/quickstart. See: cl-jax run --help"),
         ("run a b", "run: too many words: b."),

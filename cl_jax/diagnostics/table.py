@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 from cl_jax.diagnostics.columns import Columns
 from cl_jax.errors import UserError
 from cl_jax.experiment import Member, stream_label
-from cl_jax.results import Record, read_columns, read_json, read_shard, write_atomically
+from cl_jax.results import Record, addressed, read_columns, read_json, read_shard, write_atomically
 
 PART, TABLE = "diagnostics.npz", "diagnostics.parquet"
 KINDS = {
@@ -32,15 +32,14 @@ KINDS = {
 
 def write_part(folder: Path, values: np.ndarray, columns: Columns) -> None:
     """A shard's values float32 [members, T + 1, N] and what they are."""
+    write_atomically(folder / PART, part_content(values, columns))
+
+
+def part_content(values: np.ndarray, columns: Columns) -> bytes:
+    """What `write_part` writes."""
     buffer = io.BytesIO()
     np.savez(buffer, values=values, **columns._asdict())
-    write_atomically(folder / PART, buffer.getvalue())
-
-
-def part_sha256(folder: Path) -> dict[str, str]:
-    """The digest of a shard's part, for its DONE.json; nothing where it has none."""
-    path = folder / PART
-    return {"diagnostics_sha256": hashlib.sha256(path.read_bytes()).hexdigest()} if path.is_file() else {}
+    return buffer.getvalue()
 
 
 def read_part(folder: Path, members: Sequence[Member]) -> tuple[np.ndarray, Columns] | None:
@@ -50,10 +49,12 @@ def read_part(folder: Path, members: Sequence[Member]) -> tuple[np.ndarray, Colu
         UserError: it cannot be read, or does not match the digest of a finished shard.
     """
     path, done = folder / PART, folder / "DONE.json"
+    sha256 = read_json(done, {}).get("diagnostics_sha256") if done.is_file() else None
+    if isinstance(sha256, str):
+        path = addressed(path, sha256, there=True)
     if not path.is_file():
         return None
     remedy = f"remove the folder {folder} and run again"
-    sha256 = read_json(done, {}).get("diagnostics_sha256") if done.is_file() else None
     ids, _, _ = read_shard(folder / "shard.json")
     try:
         content = path.read_bytes()

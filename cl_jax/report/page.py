@@ -126,6 +126,7 @@ def page(
 <main>
 <h1>{name}</h1>
 <p>{text(str(experiment["description"]))}</p>
+{_partial(environment)}
 {in_short(streams, rows, identifiers)}
 {"".join(sections)}
 <h2>What each number means</h2>
@@ -141,6 +142,11 @@ def page(
 </body>
 </html>
 """
+
+
+def _partial(environment: Mapping[str, Any]) -> str:
+    """A warning where the table is not whole."""
+    return f"<p><strong>In part: {text(str(environment['partial']))}.</strong></p>" if "partial" in environment else ""
 
 
 def _selection(protocols: Sequence[Protocol]) -> dict[str, str]:

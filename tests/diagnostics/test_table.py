@@ -1,5 +1,6 @@
 """diagnostics.parquet: one row a number, nothing for what is not defined; parts that are damaged are refused."""
 
+import hashlib
 import json
 from pathlib import Path
 
@@ -83,7 +84,9 @@ def test_without_diagnostics_there_is_no_table(tmp_path: Path) -> None:
 
 def test_a_damaged_part_is_refused(tmp_path: Path) -> None:
     folder = part(tmp_path / "a", values())
-    (folder / "DONE.json").write_text(json.dumps(table.part_sha256(folder)))
+    (folder / "DONE.json").write_text(
+        json.dumps({"diagnostics_sha256": hashlib.sha256((folder / table.PART).read_bytes()).hexdigest()})
+    )
     assert table.read_part(folder, MEMBERS) is not None
     content = bytearray((folder / table.PART).read_bytes())
     content[100] ^= 1

@@ -1,0 +1,89 @@
+"""The commands that train an experiment in shards, as `cl_jax.options` has the others."""
+
+import dataclasses
+from pathlib import Path
+
+from cl_jax.option_fields import Flag, Job, option, place
+
+
+@dataclasses.dataclass
+class Shards(Job):
+    """Cut an experiment into shards that processes train apart, and write sweep.json."""
+
+    members: option(int, "N") = None  # pyright: ignore[reportInvalidTypeForm]
+    """Runs in a shard; left out: all that share a program."""
+    hours: option(float, "H") = None  # pyright: ignore[reportInvalidTypeForm]
+    """Hours that a shard takes on a machine like this one; each program is compiled and timed for it."""
+
+
+@dataclasses.dataclass
+class Worker:
+    """Train one shard of a sweep; to be started again until it exits 0."""
+
+    sweep: option(Path, "FILE") = None  # pyright: ignore[reportInvalidTypeForm]
+    """The sweep.json that `shards` has written."""
+    shard: option(int, "I") = None  # pyright: ignore[reportInvalidTypeForm]
+    """Number of the shard, from 0."""
+    quiet: Flag = False
+    """Print nothing but errors, and how it ended."""
+
+
+@dataclasses.dataclass
+class Status:
+    """Say where the shards of a sweep stand."""
+
+    out: place("FOLDER")  # pyright: ignore[reportInvalidTypeForm]
+    """The folder that sweep.json is in."""
+    watch: Flag = False
+    """Again and again, until every shard is done."""
+
+
+@dataclasses.dataclass
+class Gather:
+    """Write the one table of a sweep from its shards, and say what is missing."""
+
+    out: place("FOLDER")  # pyright: ignore[reportInvalidTypeForm]
+    """The folder that sweep.json is in."""
+    mixed: Flag = False
+    """Also where shards were trained by different versions, at different precisions or on different platforms."""
+
+
+COMMANDS = {"shards": Shards, "worker": Worker, "status": Status, "gather": Gather}
+ABOUT = {
+    "shards": """Cut an experiment into shards that processes train apart, and write sweep.json.
+
+The same command again writes the same; nothing is trained.
+
+Examples:
+  cl-jax shards experiments/quickstart --out runs/fleet --members 20
+  cl-jax shards experiments/quickstart --out runs/fleet --hours 2
+""",
+    "worker": """Train one shard of a sweep, from wherever an earlier worker left it.
+
+The sweep names a Python file, which is run: train only sweeps of people you trust.
+
+Its exit code says what to do:
+  0     the shard is done
+  75    it was told to go (SIGTERM), and has saved all: start it again
+  2     a mistake, which another start would only repeat: mend it first
+  else  a fault: see its message
+
+Examples:
+  cl-jax worker --sweep runs/fleet/sweep.json --shard 0
+""",
+    "status": """Say where the shards of a sweep stand: done, running, stale, failed, waiting.
+
+Examples:
+  cl-jax status runs/fleet
+  cl-jax status runs/fleet --watch
+""",
+    "gather": """Write the one table of a sweep from its shards, bit for bit the one of `cl-jax run`.
+
+It exits 1 where shards are missing, names them, and writes what is there.
+
+Examples:
+  cl-jax gather runs/fleet && cl-jax report runs/fleet
+""",
+}
+MISSING = {"sweep": "give --sweep, the sweep.json of a sweep", "shard": "give --shard, its number from 0"}
+WHOLE, NUMBERS = ("members", "shard"), ("hours",)
