@@ -16,8 +16,10 @@ from cl_jax.data import Data
 from cl_jax.diagnostics import DIAGNOSTICS
 from cl_jax.errors import UserError, did_you_mean, unknown
 from cl_jax.experiment import MODELS, Entry, Experiment, Run, hyper_parameters
+from cl_jax.kind_checks import check_kind, check_stream
 from cl_jax.methods import METHODS
 from cl_jax.model import Model
+from cl_jax.open_weights import check_weights
 from cl_jax.optimizers import OPTIMIZERS, Sgd
 from cl_jax.per_example import EXACT_OF_TEXT
 from cl_jax.schedules import SCHEDULES
@@ -152,10 +154,12 @@ def check_run(run: Run, data: Data, where: str) -> None:
         UserError: its message starts with `where`.
     """
     try:
+        check_stream(run, data)
         view = program.view_of(run, data)
-        _check_kind(run, view, data)
+        check_kind(run, view, data)
         _check_tasks(run, view, data)
         check_boundary(run, data)
+        check_weights(run, data)
         model = run.model.build(view.num_outputs)
         run.adapter.check(jax.eval_shape(model.init, jax.random.key(0), program.example_of(data)))
         _check_features(run, model)
@@ -165,18 +169,6 @@ def check_run(run: Run, data: Data, where: str) -> None:
         program.state_bytes(run, data)  # traces what makes the first state, so that its own complaints come now
     except UserError as error:
         raise UserError(f"{where}: {error}") from error
-
-
-def _check_kind(run: Run, view: View, data: Data) -> None:
-    if data.text is None:
-        return
-    if view.stream.text is None:
-        raise UserError(
-            f"stream {type(run.stream).__name__}() is of images, and the data are text "
-            f"({', '.join(data.text.domains)}): use stream Domains()"
-        )
-    if run.scenario != "domain":
-        raise UserError(f"scenario: was given {run.scenario!r}; text, whose outputs are tokens, is read as 'domain'")
 
 
 def _check_tasks(run: Run, view: View, data: Data) -> None:
@@ -205,6 +197,12 @@ def _check_methods(run: Run, view: View, data: Data) -> None:
             raise UserError(
                 f"methods.{name}: {type(method).__name__} is of examples with one label each, and the data are text: "
                 f"use one of {', '.join(able)}"
+            )
+        if data.text is None and getattr(method, "needs_text", False):
+            able = [known for known, cls in METHODS.items() if not getattr(cls, "needs_text", False)]
+            raise UserError(
+                f"methods.{name}: {type(method).__name__} is of text, and the data are images: use one of "
+                f"{', '.join(able)}"
             )
         if data.text is not None and getattr(method, "kind", None) == "exact":
             raise UserError(f"methods.{name}: {EXACT_OF_TEXT}")

@@ -145,7 +145,7 @@ def _boundaries(keep: str) -> int | None:
 
 def _data_name(data: str | None) -> str | None:
     """The source that --data names; a folder by its path alone is one of IDX files."""
-    if data is None or data.startswith(("idx:", "tfds:", "text:")):
+    if data is None or data.startswith(("idx:", "tfds:", "text:", "labelled:")):
         return data
     if Path(data).is_dir():
         return f"idx:{Path(data).resolve()}"

@@ -9,7 +9,7 @@ import numpy as np
 
 from cl_jax.errors import UserError
 from cl_jax.sources import Source
-from cl_jax.text.format import TextFormat
+from cl_jax.text.format import LabelledFormat, TextFormat
 
 SPLITS = ("train", "validation", "test")
 
@@ -66,7 +66,8 @@ class Data:
     class_counts: tuple[tuple[int, ...], ...] = dataclasses.field(metadata={"static": True})  # [split][class]
     pixel_max: int = dataclasses.field(metadata={"static": True})  # value that becomes 1.0
     sha256: str = dataclasses.field(metadata={"static": True})  # of the source's arrays
-    text: TextFormat | None = dataclasses.field(default=None, metadata={"static": True})  # None: images
+    text: TextFormat | None = dataclasses.field(default=None, metadata={"static": True})  # None: no rows of text
+    labelled: LabelledFormat | None = dataclasses.field(default=None, metadata={"static": True})  # both None: images
 
     def bounds(self, split: str) -> tuple[int, int]:
         """First row of a split and its number of rows."""
@@ -147,4 +148,5 @@ def split_source(source: Source, validation: float, test: float = 0.2, *, budget
         pixel_max=source.pixel_max,
         sha256=source.sha256,
         text=source.text,
+        labelled=source.labelled,
     )

@@ -60,7 +60,8 @@ def evaluated_tasks(num_tasks: int, after: jax.Array | int, recent: int | None) 
 def chunks(stream: Stream, data: Data, split: str) -> tuple[int, int]:
     """In how many chunks a task of a split is evaluated, and the examples of each."""
     rows = largest_task(stream, data, split)
-    most = CHUNK if data.text is None else max(1, CHUNK_TOKENS // data.text.context)
+    format = data.text or data.labelled
+    most = CHUNK if format is None else max(1, CHUNK_TOKENS // format.context)
     number = -(-rows // most)
     return number, -(-rows // number)
 

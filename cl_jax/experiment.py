@@ -19,6 +19,7 @@ from cl_jax.models import MODELS as MODELS
 from cl_jax.models import Cnn as Cnn
 from cl_jax.models import Decoder as Decoder
 from cl_jax.models import Dropout as Dropout
+from cl_jax.models import Encoder as Encoder
 from cl_jax.models import Mlp as Mlp
 from cl_jax.models import Resnet18 as Resnet18
 from cl_jax.optimizers import Adam
@@ -114,7 +115,7 @@ def sweep(label: str, run: Run, axes: Mapping[str, Sequence[Any]] | None = None)
 
 
 def stream_label(run: Run) -> str:
-    """`permuted-digits/domain`; of a folder of files its last name, of a TFDS set its name, of text its domains.
+    """`permuted-digits/domain`; of files and folders the last name, of a TFDS set its name, of text its domains.
 
     What a stream is made of stands before it with its numbers, since other numbers are another problem and no setting
     to choose: `fuzzy0.5-noisylabels0.2-split-digits/class`.
@@ -123,6 +124,8 @@ def stream_label(run: Run) -> str:
     data = Path(rest).name if kind == "idx" else rest
     if kind == "text":
         data = rest.partition("?")[0]
+    if kind == "labelled":
+        data = Path(rest.partition("?")[0]).name
     parts = [] if isinstance(run.boundary, Sharp) else [run.boundary]
     stream = run.stream
     while stream is not None:

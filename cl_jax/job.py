@@ -1,14 +1,14 @@
 """A checked experiment: read, checked against its data, planned; nothing is compiled and nothing written."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 
 from cl_jax import origin, passes, plan, program, results, sources, sweep, trunk, waves
-from cl_jax.base import Pretrained
+from cl_jax.base import Pretrained, Weights
 from cl_jax.budget import image_budget
 from cl_jax.checks import check_experiment, check_runs
 from cl_jax.config import LARGEST_INT
@@ -16,6 +16,7 @@ from cl_jax.data import Data, split_source
 from cl_jax.errors import UserError
 from cl_jax.experiment import Entry, Experiment, Member, Run, load_experiment, members
 from cl_jax.halving import Halving, check_halving
+from cl_jax.open_weights import with_digest
 
 SWEEP = "sweep.json"  # in an output folder whose shards are trained apart, see `cl_jax.fleet`
 
@@ -46,7 +47,9 @@ class Job:
 
     def tasks_elsewhere(self, shard: plan.Shard) -> int:
         """First tasks of a shard that others train or have trained."""
-        return self.forks.task if self.forks else int(shard.members[0].id in self.trunk_of)
+        first = shard.members[0]
+        ready = first.id in self.trunk_of or isinstance(first.entry.run.base, Weights)
+        return self.forks.task if self.forks else int(ready)
 
 
 def data_of(shard: plan.Shard) -> tuple[str, float]:
@@ -115,6 +118,7 @@ def checked(experiment: Experiment, folder: Path | None, data_budget: str | None
         experiment, entries=tuple(_with_steps(entry, on_device) for entry in experiment.entries)
     )
     check_runs(experiment.entries, on_device)
+    experiment = dataclasses.replace(experiment, entries=_with_digests(experiment.entries))
     sha256 = {name: source.sha256 for name, source in loaded.items()}
     return Checked(experiment=experiment, data=on_device, sha256=sha256, streamed=streamed)
 
@@ -177,6 +181,21 @@ def _with_steps(entry: Entry, data: Mapping[tuple[str, float], Data]) -> Entry:
     return dataclasses.replace(entry, run=run)
 
 
+def _with_digests(entries: Sequence[Entry]) -> tuple[Entry, ...]:
+    known: dict[Any, Any] = {}  # they may be gigabytes
+    made = []
+    for entry in entries:
+        base = entry.run.base
+        if isinstance(base, Weights) and base not in known:
+            try:
+                known[base] = with_digest(entry.run).base
+            except UserError as error:
+                raise UserError(f"{entry.label}: {error}") from error
+        run = dataclasses.replace(entry.run, base=known[base]) if isinstance(base, Weights) else entry.run
+        made.append(dataclasses.replace(entry, run=run))
+    return tuple(made)
+
+
 def _with_base_steps(run: Run, steps: int | None) -> Run:
     """The base is trained for as many as any task."""
     if steps is None or not isinstance(run.base, Pretrained):
@@ -200,5 +219,5 @@ def check_out(out: Path, experiment: Experiment) -> None:
 
 def _check_folder(folder: Path | None, experiment: Experiment) -> None:
     names = sorted({entry.run.data for entry in experiment.entries})
-    if folder is not None and not any(name.startswith(("idx", "tfds", "text")) for name in names):
+    if folder is not None and not any(name.startswith(("idx", "tfds", "text", "labelled")) for name in names):
         raise UserError(f"--data-dir {folder}: data {', '.join(names)} reads no folder; leave it out or give --data")

@@ -8,6 +8,20 @@ import jax
 Params = Any  # a pytree of float arrays
 
 
+class Reader(NamedTuple):
+    """How a model of sequences reads token by token, each once, as it has to when it writes.
+
+    Attributes:
+        empty: `(num, length) -> cache`, of `num` sequences of at most `length` tokens; no sizes are traced.
+        step: `(params, cache, ids, place, first) -> (cache, logits)`: the logits float32 [B, V] that `Model.apply` has
+            at position `place` (int32 []), where stand the tokens `ids` (int32 [B]), which see the positions from
+            `first` (int32 [B]) on: where the present document began. Places come one after the other, from 0.
+    """
+
+    empty: Callable[[int, int], Any]
+    step: Callable[[Params, Any, jax.Array, jax.Array, jax.Array], tuple[Any, jax.Array]]
+
+
 class Model(NamedTuple):
     """`init(key, x) -> params`, `apply(params, x) -> logits`.
 
@@ -32,6 +46,7 @@ class Model(NamedTuple):
             begins the dense layers, for units that are born anew. `None`: it has none.
         gates: whether every layer heeds a `gate` among its parameters, as above. An adapter may then silence units by a
             gate of 0 (`cl_jax.adapters.xdg`), while the weights stay what they are.
+        reader: how it writes, see `Reader` and `cl_jax.models.generate`. `None`: it does not.
     """
 
     init: Callable[[jax.Array, Any], Params]
@@ -40,6 +55,7 @@ class Model(NamedTuple):
     train: Callable[[jax.Array, Params, Any], jax.Array] | None = None
     fresh: Callable[[jax.Array, int, int], dict[str, jax.Array]] | None = None
     gates: bool = False
+    reader: Reader | None = None
 
 
 def training_logits(model: Model, key: jax.Array, params: Params, x: Any) -> jax.Array:

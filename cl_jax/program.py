@@ -68,6 +68,7 @@ def make_methods(run: Run, data: Data, curriculum: Curriculum, present: jax.Arra
         batch_size=run.batch_size,
         largest_task=largest_task(view.stream, data, "train"),
         example=example_of(data),
+        text=data.text,
     )
     return {name: method.build(context) for name, method in run.methods.items()}
 
@@ -116,8 +117,9 @@ def drawn(run: Run, seed: jax.Array, data: Data) -> tuple[Curriculum, Params]:
 
 def example_of(data: Data) -> Any:
     """What a model receives, of one example: zeros [1, ...]."""
-    if data.text is not None:
-        none = jnp.zeros((1, data.text.context), jnp.int32)
+    format = data.text or data.labelled
+    if format is not None:
+        none = jnp.zeros((1, format.context), jnp.int32)
         return Tokens(none, none)
     return jnp.zeros((1, *data.images.shape[1:]), jnp.float32)
 

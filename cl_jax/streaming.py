@@ -75,6 +75,7 @@ def _window(rows: Rows, size: int, data: Data) -> Data:
     return Data(
         images=placed[0], slots=placed[1], labels=data.labels, host=data.host, sizes=data.sizes,
         class_counts=data.class_counts, pixel_max=data.pixel_max, sha256=data.sha256, text=data.text,
+        labelled=data.labelled,
     )  # fmt: skip
 
 

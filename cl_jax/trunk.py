@@ -3,7 +3,8 @@
 A method that waits for its first boundary trains task 1 as fine-tuning does: no penalty has a strength yet, nothing is
 stored. So task 1 of such a run is always trained by the program without methods, once for each seed and whatever else
 its runs share, and the members go on from there: a sweep of K strengths over T tasks trains 1 + K (T - 1) tasks a seed
-instead of K T. A base that is trained (`cl_jax.base.Pretrained`) is such a first task, of settings of its own.
+instead of K T. A base that is trained (`cl_jax.base.Pretrained`) is such a first task, of settings of its own; open
+weights (`cl_jax.base.Weights`) are one that somebody else has trained.
 """
 
 import dataclasses
@@ -14,13 +15,14 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from cl_jax import inside
+from cl_jax import inside, program
 from cl_jax.adapters import Full
-from cl_jax.base import Pretrained
+from cl_jax.base import Pretrained, Weights
 from cl_jax.checkpoint import Checkpoints
 from cl_jax.compiled import Programs, Wave, padded
 from cl_jax.data import Data
 from cl_jax.experiment import Entry, Member, Run, address
+from cl_jax.open_weights import params_of
 from cl_jax.plan import Shard, begin
 from cl_jax.results import write_json
 from cl_jax.train import TrainState
@@ -49,13 +51,15 @@ class Start(NamedTuple):
 
 
 def trunk_of(run: Run) -> Run | None:
-    """The run that trains this one's first task, or None: a method acts from the first step on."""
+    """The run that trains this one's first task, or None: a method acts from the first step on, or nothing trains."""
     if isinstance(run.base, Pretrained):
         base = run.base
         return dataclasses.replace(
             run, methods={}, diagnostics=(), base=None, adapter=Full(), optimizer=base.optimizer,
             schedule=base.schedule, steps=base.steps, batch_size=base.batch_size, passes=None,
         )  # fmt: skip
+    if isinstance(run.base, Weights):
+        return None
     waits = all(getattr(method, "waits_for_boundary", False) for method in run.methods.values())
     return dataclasses.replace(run, methods={}, diagnostics=()) if waits else None
 
@@ -92,14 +96,18 @@ class Trunks:
         self._trained: dict[Any, Start] = {}
 
     def train(self, shard: Shard) -> bool:
-        """Whether the shard's first task is trained here."""
-        return shard.members[0].id in self._by_member
+        """Whether the shard's first task is trained here, or has been elsewhere."""
+        first = shard.members[0]
+        return first.id in self._by_member or isinstance(first.entry.run.base, Weights)
 
     def start(self, shard: Shard, data: Data, progress: Progress, programs: Programs) -> Start | None:
         """Where the shard's members stand after their first task, before its boundary; None: they train it themselves.
 
         The members of a shard have one static structure, so that either all have a trunk or none.
         """
+        run = shard.members[0].entry.run
+        if isinstance(run.base, Weights):
+            return _opened(run, len(shard.members), data)
         trunks = [self._by_member.get(member.id) for member in shard.members]
         picked = []
         for trunk in trunks:
@@ -124,6 +132,13 @@ def begun(crew: Crew, wave: Wave, state: TrainState, start: Start) -> TrainState
     params = jax.tree.map(lambda leaf: leaf[padded(wave.places, crew.packing.wave)], start.trainable)
     state = crew.programs.init(wave, params, crew.data)
     return state._replace(diverged=on_devices(crew, wave, start.diverged))
+
+
+def _opened(run: Run, count: int, data: Data) -> Start:
+    assert isinstance(run.base, Weights)
+    params = params_of(run.base, program.view_of(run, data).num_outputs)
+    every = jax.tree.map(lambda leaf: np.broadcast_to(leaf, (count, *leaf.shape)), params)
+    return Start((), every, (), np.zeros(count, bool))
 
 
 def _trained(shard: Shard, data: Data, progress: Progress, programs: Programs, asked: Callable[[], bool]) -> Start:

@@ -89,7 +89,7 @@ def test_no_share_of_old_examples_is_fine_tuning(data: Data, tmp_path: Path) -> 
 
 @pytest.mark.parametrize("base", [Sgd(), "pretrained", Pretrained])
 def test_what_is_no_base_is_refused(base: object) -> None:
-    with pytest.raises(UserError, match=r"base: expected Pretrained\(\) or None"):
+    with pytest.raises(UserError, match=r"base: expected Pretrained\(\) or Weights\(\) or None"):
         check_parts(replace(PLAIN, {"base": base}), "x")
 
 

@@ -23,6 +23,7 @@ from cl_jax.errors import UserError
 from cl_jax.experiment import Decoder, Experiment, Mlp, Run, members
 from cl_jax.experiment import sweep as entries_of
 from cl_jax.methods import Der, Ewc, KlAnchor, Mixture, Replay
+from cl_jax.methods.self_replay import SelfReplay
 from cl_jax.optimizers import Sgd
 from cl_jax.schedules import TaskDecay
 from cl_jax.tasks import Domains, Permuted
@@ -35,11 +36,14 @@ BASE = Run(
     steps=10, batch_size=4,
 )  # fmt: skip
 EWC = {"ewc": Ewc(strength=10.0, kind="sampled", num_examples=8)}
+WRITTEN = {"s": SelfReplay(share=0.5, capacity=10, windows=2)}
 RUNS = {
     "finetune": BASE,
     "ewc": replace(BASE, {"methods": EWC}),
     "mixture": replace(BASE, {"methods": {"mixture": Mixture(share=0.5, capacity=20)}}),
     "replay, kl": replace(BASE, {"methods": {"r": Replay(capacity=20), "k": KlAnchor(inputs="old", capacity=20)}}),
+    "self_replay": replace(BASE, {"methods": WRITTEN}),
+    "self_replay, lora": replace(BASE, {"methods": WRITTEN, "adapter": Lora(rank=2, alpha=2.0, first_task="lora")}),
     "lora": replace(BASE, {"adapter": Lora(rank=2, alpha=2.0, used=Used(rank=1.0))}),
     "freeze": replace(BASE, {"adapter": FreezeLayers(first=1.0), "methods": EWC}),
 }
@@ -84,6 +88,7 @@ def test_no_strength_is_fine_tuning() -> None:
     for run in (
         replace(RUNS["ewc"], {"methods.ewc.strength": 0.0}),
         replace(BASE, {"methods": {"k": KlAnchor(strength=0.0)}}),
+        replace(RUNS["self_replay"], {"methods.s.share": 0.0}),
     ):
         np.testing.assert_allclose(lived(run, 2)[1], plain, rtol=1e-5, atol=1e-6)
 
@@ -129,6 +134,8 @@ def test_images_are_no_text() -> None:
     run = Run(data="digits", model=Mlp(hidden=(8,)))
     with pytest.raises(UserError, match=r"Domains\(\) is of text, and the data are images"):
         check_run(replace(run, {"stream": Domains()}), digits, "x")
+    with pytest.raises(UserError, match=r"methods\.s: SelfReplay is of text, and the data are images: use one of l2"):
+        check_run(replace(run, {"methods": WRITTEN}), digits, "x")
     with pytest.raises(UserError, match="reads text"):
         check_run(replace(run, {"model": Decoder()}), digits, "x")
 

@@ -28,7 +28,11 @@ ENTRIES = (
     *entries_of("replay", replace(BASE, {"methods": {"replay": Replay(capacity=30)}})),
 )
 PROGRAMS = Programs(devices=jax.devices()[:2])
-WAITING = [method for method in (cls() for cls in METHODS.values()) if getattr(method, "waits_for_boundary", False)]
+WAITING = [
+    method
+    for method in (cls() for cls in METHODS.values())
+    if getattr(method, "waits_for_boundary", False) and not getattr(method, "needs_text", False)
+]
 
 
 class Counting(Silent):

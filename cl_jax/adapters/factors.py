@@ -11,7 +11,8 @@ from cl_jax.errors import UserError
 from cl_jax.method import stream_key
 from cl_jax.model import Params
 
-# path -> {"a": [d_in, r], "b": [r, d_out]}; of a stack of layers with a leading axis, as its matrices have.
+# path -> {"a": [d_in, r], "b": [r, d_out]}; of a stack of layers with a leading axis, as its matrices have. Or, of what
+# trains beside the factors, path -> {"whole": the leaf}.
 Factors = dict[str, dict[str, jax.Array]]
 FIRST_TASKS = ("full", "lora")
 
@@ -38,8 +39,14 @@ def new_factors(key: jax.Array, params: Params, rank: int, targets: str) -> Fact
     return made
 
 
+def whole_leaves(params: Params, pattern: str) -> Factors:
+    """The leaves whose path `pattern` is found in, to train as they are."""
+    leaves = jax.tree_util.tree_leaves_with_path(params)
+    return {path_name(path): {"whole": leaf} for path, leaf in leaves if re.search(pattern, path_name(path))}
+
+
 def plus_products(params: Params, factors: Factors, scale: jax.Array | float, used: jax.Array | None = None) -> Params:
-    """W + scale A B for every matrix that has factors.
+    """W + scale A B for every matrix that has factors, and what trains whole in place of what was there.
 
     Args:
         used: float32 [r], 1 for the columns of A that count, 0 for those that do not; None: all do.
@@ -49,6 +56,8 @@ def plus_products(params: Params, factors: Factors, scale: jax.Array | float, us
         part = factors.get(path_name(path))
         if part is None:
             return leaf
+        if "whole" in part:
+            return part["whole"]
         a = part["a"] if used is None else part["a"] * used.reshape((1,) * (leaf.ndim - 1) + used.shape)
         return leaf + scale * (a @ part["b"])
 

@@ -1,11 +1,22 @@
 """Low-rank adaptation in parameter space (Hu et al. 2021, arXiv 2106.09685): knows no model."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 
-from cl_jax.adapters.adapter import Adapter, Trainable
-from cl_jax.adapters.factors import FIRST_TASKS, LoraState, check_factors, new_factors, plus_products
+from cl_jax.adapters.adapter import Adapter, Trainable, path_name
+from cl_jax.adapters.factors import (
+    FIRST_TASKS,
+    Factors,
+    LoraState,
+    check_factors,
+    new_factors,
+    plus_products,
+    whole_leaves,
+)
 from cl_jax.config import child, config, static, traced
+from cl_jax.errors import UserError
 from cl_jax.model import Params
 
 
@@ -17,6 +28,7 @@ def lora(
     merge: bool = False,
     first_task: str = "lora",
     used: jax.Array | float | None = None,
+    whole: str | None = None,
 ) -> Adapter:
     """W_effective = W + (alpha / r) A B for every matrix whose path matches; the original weights stay frozen.
 
@@ -31,13 +43,18 @@ def lora(
             parameters in the first task, which stands for the pre-training, and only the factors after it.
         used: how many of the r columns of A count, in place of r in alpha / r too; may be traced, so that ranks are
             swept within one program. Rounded, and at least 1. None: all.
+        whole: regular expression of the paths of what trains itself, without factors, such as the new head of
+            pre-trained weights; of first_task "lora". None: nothing.
     """
     count = None if used is None else jnp.clip(jnp.round(jnp.asarray(used, jnp.float32)), 1.0, float(rank))
     columns = None if count is None else (jnp.arange(rank, dtype=jnp.float32) < count).astype(jnp.float32)
     scale = alpha / (rank if count is None else count)
 
+    def new(key: jax.Array, params: Params) -> Factors:
+        return new_factors(key, params, rank, targets) | ({} if whole is None else whole_leaves(params, whole))
+
     def init(key: jax.Array, params: Params) -> tuple[Params, Trainable]:
-        made = new_factors(key, params, rank, targets)
+        made = new(key, params)
         return ((), LoraState(params, made)) if first_task == "full" else (params, LoraState((), made))
 
     def effective(base: Params, trainable: Trainable, task: jax.Array) -> Params:
@@ -54,7 +71,7 @@ def lora(
         if not merge:
             return base, trainable
         merged = effective(base, trainable, task)
-        fresh = new_factors(key, merged, rank, targets)
+        fresh = new(key, merged)
         return ((), LoraState(merged, fresh)) if first_task == "full" else (merged, LoraState((), fresh))
 
     return Adapter(init=init, effective=effective, mask=mask, end_task=end_task, identity=False)
@@ -77,6 +94,7 @@ class Lora:
     merge: bool = static(False)
     first_task: str = static("full", choices=FIRST_TASKS)
     used: Used | None = child(optional=Used, later=True)
+    whole: str | None = static(None, later=True)
 
     @property
     def needs_boundaries(self) -> bool:
@@ -85,9 +103,27 @@ class Lora:
     def build(self, num_tasks: int = 1) -> Adapter:
         return lora(
             self.rank, self.alpha, self.targets, merge=self.merge, first_task=self.first_task,
-            used=None if self.used is None else self.used.rank,
+            used=None if self.used is None else self.used.rank, whole=self.whole,
         )  # fmt: skip
 
     def check(self, params: Params) -> None:
-        """Raises UserError when no matrix matches, or the rank is larger than a matched matrix allows."""
+        """Raises UserError when no matrix matches, or the rank is larger than a matched matrix allows; or where `whole`
+        names nothing, or has a first task that trains everything.
+        """
         check_factors(params, self.rank, self.targets)
+        if self.whole is not None:
+            self._check_whole(params, self.whole)
+
+    def _check_whole(self, params: Params, pattern: str) -> None:
+        if self.first_task != "lora":
+            raise UserError(
+                f"adapter.whole: was given {pattern!r} beside first_task {self.first_task!r}, in which all parameters "
+                f"train; use first_task='lora', or leave whole out"
+            )
+        try:
+            if whole_leaves(params, pattern):
+                return
+        except (re.error, TypeError) as error:
+            raise UserError(f"adapter.whole: {pattern!r} is not a regular expression: {error}") from error
+        names = [path_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
+        raise UserError(f"adapter.whole: {pattern!r} matches none of the parameters {', '.join(names)}")

@@ -26,6 +26,7 @@ from cl_jax.methods.mixture import Mixture
 from cl_jax.methods.ogd import Ogd
 from cl_jax.methods.replay import Replay
 from cl_jax.methods.rwalk import Rwalk
+from cl_jax.methods.self_replay import SelfReplay
 from cl_jax.methods.shrink_perturb import ShrinkPerturb
 from cl_jax.methods.si import Si
 
@@ -41,6 +42,7 @@ METHODS: dict[str, Any] = {
     "kl_anchor": KlAnchor,
     "replay": Replay,
     "mixture": Mixture,
+    "self_replay": SelfReplay,
     "der": Der,
     "derpp": Derpp,
     "er_ace": ErAce,

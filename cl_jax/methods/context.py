@@ -7,6 +7,7 @@ import jax
 
 from cl_jax.batch import Batch
 from cl_jax.model import Model, Params
+from cl_jax.text.format import TextFormat
 
 
 class Context(NamedTuple):
@@ -26,6 +27,7 @@ class Context(NamedTuple):
     batch_size: int  # of incoming examples a step
     largest_task: int  # the most training rows that one task can have
     example: jax.Array  # float32 [1, ...], zeros: what the model receives
+    text: TextFormat | None  # what the data say of their tokens; None: images
 
     def initial(self, key: jax.Array) -> Params:
         """Initial weights of the model, a draw of their own for each key."""

@@ -200,6 +200,7 @@ class GenerativeReplay:
     """See `generative_replay`. As many examples are generated as come in, `ratio` times."""
 
     needs_labels: ClassVar[bool] = True
+    needs_images: ClassVar[bool] = True
     mixes_tasks: ClassVar[bool] = True
 
     hidden: tuple[int, ...] = static((400, 400), low=1)

@@ -4,8 +4,7 @@ Shapes: B sequences, L positions, D width, H heads of E numbers, K of them with 
 V tokens, n layers.
 """
 
-from collections.abc import Iterator
-from typing import Any
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,9 +13,10 @@ from jax import lax
 from cl_jax.config import config, static
 from cl_jax.errors import UserError, unknown
 from cl_jax.method import stream_key
-from cl_jax.model import Model, Params
-from cl_jax.models.attention import attention, sight
-from cl_jax.models.rotary import Scaling, angles, rotate
+from cl_jax.model import Model, Params, Reader
+from cl_jax.models.attention import UNSEEN, attention, sight
+from cl_jax.models.decoder_numbers import check_numbers, checked_scaling, even_head_width
+from cl_jax.models.rotary import Angles, Scaling, angles, rotate
 from cl_jax.tokens import Tokens
 
 COMPUTE = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
@@ -24,6 +24,13 @@ STD = 0.02  # of the first weights, as in GPT-2
 # A loop stacks what the backward pass needs and takes it apart again: a step of 3 or of 8 layers took 1.27 times as
 # long (see `cl_jax.models.attention`), and compiled no faster.
 MOST_UNROLLED = 8
+
+
+class Cache(NamedTuple):
+    """What the positions so far have to say to later ones, of every layer."""
+
+    key: jax.Array  # compute dtype [n, B, K, L, E], rotated
+    value: jax.Array  # the same
 
 
 def decoder(
@@ -84,9 +91,9 @@ def decoder(
     2505.09388; first weights: Radford et al. 2019.
     """
     kv_heads = heads if kv_heads is None else kv_heads
-    head_width = _head_width(width, heads) if head_width is None else head_width
+    head_width = even_head_width(width, heads) if head_width is None else head_width
     hidden = -(-width // 3) * 8 if hidden is None else hidden
-    _check_numbers(heads, kv_heads, head_width, rope_base, norm_epsilon)
+    check_numbers(heads, kv_heads, head_width, rope_base, norm_epsilon)
     if compute not in COMPUTE:
         raise unknown("compute", compute, COMPUTE)
     dtype = COMPUTE[compute]
@@ -127,87 +134,74 @@ def decoder(
         y = h @ layer["kernel"].astype(dtype)
         return y + layer["bias"].astype(dtype)[None] if "bias" in layer else y
 
-    def apply(params: Params, x: Any) -> jax.Array:
-        _check_tokens(x)
-        num, length = x.ids.shape
-        seen = sight(x.segments)
-        turn = angles(seen.positions, head_width, rope_base, rope_scaling)
+    def layer(p: Params, h: jax.Array, turn: Angles, attend: Any) -> tuple[jax.Array, Any]:
+        """Of the positions of `turn`, [B * L, D]; `attend` has the queries' answer from keys and values, and more."""
+        num, length, _ = turn.cos.shape
 
         def by_head(y: jax.Array, num_heads: int) -> jax.Array:
             return y.reshape(num, length, num_heads, head_width).swapaxes(1, 2)
 
-        def layer(h: jax.Array, p: Params) -> tuple[jax.Array, None]:
-            normal = norm(p["attention_norm"], h)
-            query = by_head(dense(p["query"], normal), heads)
-            key, value = (by_head(dense(p[name], normal), kv_heads) for name in ("key", "value"))
-            if qk_norm:
-                query, key = norm(p["query_norm"], query), norm(p["key_norm"], key)
-            query = rotate(query, turn).reshape(num, kv_heads, groups * length, head_width)
-            found = attention(query, rotate(key, turn), value, seen.bias)
-            found = found.reshape(num, heads, length, head_width).swapaxes(1, 2)
-            h = h + dense(p["output"], found.reshape(num * length, heads * head_width))
-            normal = norm(p["mlp_norm"], h)
-            gated = jax.nn.silu(dense(p["mlp_gate"], normal)) * dense(p["mlp_up"], normal)
-            return h + dense(p["mlp_down"], gated), None
+        normal = norm(p["attention_norm"], h)
+        query = by_head(dense(p["query"], normal), heads)
+        key, value = (by_head(dense(p[name], normal), kv_heads) for name in ("key", "value"))
+        if qk_norm:
+            query, key = norm(p["query_norm"], query), norm(p["key_norm"], key)
+        query = rotate(query, turn).reshape(num, kv_heads, groups * length, head_width)
+        found, more = attend(query, rotate(key, turn), value)
+        found = found.reshape(num, heads, length, head_width).swapaxes(1, 2)
+        h = h + dense(p["output"], found.reshape(num * length, heads * head_width))
+        normal = norm(p["mlp_norm"], h)
+        gated = jax.nn.silu(dense(p["mlp_gate"], normal)) * dense(p["mlp_up"], normal)
+        return h + dense(p["mlp_down"], gated), more
+
+    def logits_of(params: Params, table: jax.Array, h: jax.Array) -> jax.Array:
+        head = table.T if tied else params["head"]["kernel"].astype(dtype)
+        return jnp.matmul(norm(params["norm"], h), head, preferred_element_type=jnp.float32)
+
+    unroll = layers if layers <= MOST_UNROLLED else 1
+
+    def apply(params: Params, x: Any) -> jax.Array:
+        _check_tokens(x)
+        seen = sight(x.segments)
+        turn = angles(seen.positions, head_width, rope_base, rope_scaling)
+
+        def one(h: jax.Array, p: Params) -> tuple[jax.Array, None]:
+            return layer(p, h, turn, lambda query, key, value: (attention(query, key, value, seen.bias), None))
 
         table = params["embedding"]["embedding"].astype(dtype)
         # Matrices and not arrays of rank 3: XLA would copy the latter before the products of the backward pass.
         h = table[x.ids.reshape(-1)]
         if remat:
-            h, _ = lax.scan(jax.checkpoint(layer, prevent_cse=False), h, params["layers"])
+            h, _ = lax.scan(jax.checkpoint(one, prevent_cse=False), h, params["layers"])
         else:
-            h, _ = lax.scan(layer, h, params["layers"], unroll=layers if layers <= MOST_UNROLLED else 1)
-        head = table.T if tied else params["head"]["kernel"].astype(dtype)
-        logits = jnp.matmul(norm(params["norm"], h), head, preferred_element_type=jnp.float32)
-        return logits.reshape(num, length, num_outputs)
+            h, _ = lax.scan(one, h, params["layers"], unroll=unroll)
+        return logits_of(params, table, h).reshape(*x.ids.shape, num_outputs)
 
-    return Model(init=init, apply=apply)
+    def empty(num: int, length: int) -> Cache:
+        nothing = jnp.zeros((layers, num, kv_heads, length, head_width), dtype)
+        return Cache(nothing, nothing)
 
+    def step(params: Params, cache: Cache, ids: jax.Array, place: jax.Array, first: jax.Array) -> Any:
+        turn = angles((place - first).astype(jnp.float32)[:, None], head_width, rope_base, rope_scaling)
+        places = jnp.arange(cache.key.shape[3], dtype=jnp.int32)[None, :]
+        bias = jnp.where((places >= first[:, None]) & (places <= place), 0.0, UNSEEN)[:, None, :]
 
-def _head_width(width: int, heads: int) -> int:
-    if width % heads:
-        near = sorted({max(heads, width - width % heads), width - width % heads + heads})
-        raise UserError(
-            f"decoder: width {width} is not divisible by {heads} heads; allowed: widths such as "
-            f"{' or '.join(map(str, near))}, or give head_width, the numbers of a head"
-        )
-    return width // heads
+        def one(h: jax.Array, item: tuple[Params, Cache]) -> tuple[jax.Array, Cache]:
+            p, held = item
 
+            def attend(query: jax.Array, *new: jax.Array) -> tuple[jax.Array, Cache]:
+                known = Cache(
+                    *(lax.dynamic_update_slice_in_dim(*pair, place, 2) for pair in zip(held, new, strict=True))
+                )
+                return attention(query, *known, bias), known
 
-def _check_numbers(heads: int, kv_heads: int, head_width: int, rope_base: float, norm_epsilon: float) -> None:
-    if head_width % 2:
-        raise UserError(
-            f"decoder: a head has {head_width} numbers; allowed is an even number, since rotary positions turn pairs "
-            f"of them: give an even head_width, or another width or number of heads"
-        )
-    if heads % kv_heads:
-        near = [number for number in _divisors(heads) if number <= kv_heads]
-        raise UserError(
-            f"decoder: {heads} heads cannot share {kv_heads} keys and values evenly; allowed kv_heads are the divisors "
-            f"of heads: {', '.join(map(str, _divisors(heads)))}. Did you mean {max(near)}?"
-        )
-    if not rope_base > 0 or not norm_epsilon >= 0:
-        raise UserError(
-            f"decoder: was given rope_base {rope_base!r} and norm_epsilon {norm_epsilon!r}; allowed are a rope_base "
-            f"above 0 (10000 in Llama) and a norm_epsilon of at least 0 (1e-5)"
-        )
+            return layer(p, h, turn, attend)
 
+        table = params["embedding"]["embedding"].astype(dtype)
+        h, cache = lax.scan(one, table[ids], (params["layers"], cache), unroll=unroll)
+        return cache, logits_of(params, table, h)
 
-def _scaling(numbers: Any) -> Scaling:
-    try:
-        made = Scaling(*numbers)
-        if made.factor >= 1 and 0 < made.low < made.high and made.context >= 1:
-            return made
-    except TypeError:
-        pass
-    raise UserError(
-        f"decoder: was given rope_scaling {numbers!r}; allowed is None, or (factor, low, high, context) with a factor "
-        f"of at least 1, 0 < low < high and a context of at least 1, such as (8.0, 1.0, 4.0, 8192) in Llama 3.1"
-    )
-
-
-def _divisors(number: int) -> Iterator[int]:
-    return (divisor for divisor in range(1, number + 1) if number % divisor == 0)
+    return Model(init=init, apply=apply, reader=Reader(empty, step))
 
 
 def _check_tokens(x: Any) -> None:
@@ -222,6 +216,8 @@ def _check_tokens(x: Any) -> None:
 @config
 class Decoder:
     """A decoder-only transformer, by default of 0.36 million parameters for bytes; see `cl_jax.models.decoder`."""
+
+    reads: ClassVar[str] = "text"
 
     width: int = static(96, low=1)
     layers: int = static(3, low=1)
@@ -242,6 +238,6 @@ class Decoder:
         return decoder(
             num_outputs, width=self.width, layers=self.layers, heads=self.heads, kv_heads=self.kv_heads,
             head_width=self.head_width, hidden=self.hidden, rope_base=self.rope_base,
-            rope_scaling=self.rope_scaling and _scaling(self.rope_scaling), norm_epsilon=self.norm_epsilon,
+            rope_scaling=self.rope_scaling and checked_scaling(self.rope_scaling), norm_epsilon=self.norm_epsilon,
             tied=self.tied, qkv_bias=self.qkv_bias, qk_norm=self.qk_norm, remat=self.remat, compute=self.compute,
         )  # fmt: skip

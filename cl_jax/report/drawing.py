@@ -17,7 +17,7 @@ from matplotlib.lines import Line2D
 from matplotlib.text import Text
 
 from cl_jax.report.cells import cut
-from cl_jax.report.panels import Point, Spans, num_columns
+from cl_jax.report.panels import MOST_MARKERS, Point, Spans, num_columns
 from cl_jax.report.styles import Style
 
 FORMATS = ("svg", "pdf", "png")
@@ -123,8 +123,9 @@ def save(figure: Figure, path: Path) -> list[Path]:
 def line(
     axis: Axes, x: np.ndarray, spans: Spans, colour: str, dash: str = "-", marker: str = "o", band: bool = True
 ) -> None:
-    """A mean with its band of +-1 standard deviation."""
-    axis.plot(x, spans.mean, color=colour, linestyle=dash, marker=marker, markersize=3.5)
+    """A mean with its band of +-1 standard deviation; of long streams a marker only now and then."""
+    every = -(-len(x) // MOST_MARKERS)
+    axis.plot(x, spans.mean, color=colour, linestyle=dash, marker=marker, markersize=3.5, markevery=every)
     if band and np.isfinite(spans.std).any():
         axis.fill_between(x, spans.mean - spans.std, spans.mean + spans.std, color=colour, alpha=0.15, linewidth=0)
 

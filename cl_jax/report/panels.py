@@ -15,6 +15,7 @@ from cl_jax.report.streams import Stream
 from cl_jax.statistics import pareto_front
 
 MAX_BANDS = 6  # more bands than that hide each other
+MOST_MARKERS = 40  # on a line
 MAX_NUMBERED = 6  # tasks up to which the cells of a matrix carry their number
 
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from cl_jax.report.cells import printable
 from cl_jax.report.measure import Measure, spoken
-from cl_jax.report.panels import Point, Spans
+from cl_jax.report.panels import MOST_MARKERS, Point, Spans
 from cl_jax.report.streams import Stream
 from cl_jax.report.styles import RED, Style
 
@@ -47,7 +47,7 @@ def line(x: Any, spans: Spans, style: Style, name: str, at: Sequence[str], measu
     texts = [f"{name} {where}<br>{text}" for where, text in zip(at, spans.texts(measure), strict=True)]
     return {
         "type": "scatter",
-        "mode": "lines+markers",
+        "mode": "lines+markers" if len(texts) <= MOST_MARKERS else "lines",
         "x": np.asarray(x, np.float64).tolist(),
         "y": nested(spans.mean),
         "name": name,

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from cl_jax import errors
-from cl_jax.text.format import TextFormat
+from cl_jax.text.format import LabelledFormat, TextFormat
 
 KNOWN = {
     "digits": "1797 handwritten digits, 8 x 8; comes with scikit-learn, no files, no network.",
@@ -21,6 +21,7 @@ KNOWN = {
     "tfds:kmnist": "70000 handwritten hiragana, 28 x 28, from TensorFlow Datasets.",
     "tfds:<name>": "Any other set there of uint8 images of one shape with one label; needs TensorFlow to prepare it.",
     "text:<domains>": "Text: code, support, prose, maths, made_support, made_prose, or <name>=<folder>, by commas.",
+    "labelled:<texts>": "Texts with a label each: banking77, made, or a folder or file of csv or jsonl.",
 }
 
 _LATER = ("validation_images", "validation_labels")  # absent, they leave a digest as it was before there were any
@@ -31,7 +32,8 @@ class Source:
     """A classification set of images, as read: nothing scaled, shuffled or left out. The arrays are read-only.
 
     Divide by `pixel_max` to get [0, 1]. The test arrays are None where a set has no official test split. Of text (see
-    `text`) images are rows of tokens, as in `cl_jax.tokens`, and the label is the domain.
+    `text`) images are rows of tokens, as in `cl_jax.tokens`, and the label is the domain; of texts with a label each
+    (see `labelled`) they are rows int32 [N, L] of ids, see `cl_jax.text.labelled`.
     """
 
     name: str  # as `load` takes it; for TFDS with the version that was read
@@ -44,6 +46,7 @@ class Source:
     validation_images: np.ndarray | None = None  # [V, ...]; None: to be drawn from the training rows
     validation_labels: np.ndarray | None = None  # int32 [V]
     text: TextFormat | None = None  # how to read the rows
+    labelled: LabelledFormat | None = None  # how to read rows of texts with a label each
 
     def __post_init__(self) -> None:
         for array in self._arrays().values():
@@ -57,9 +60,9 @@ class Source:
         The order of examples counts, the source's name does not: one set read from gzip and from raw files is equal.
         The tokenizer of text counts, the names of its domains do not.
         """
-        digest = hashlib.sha256()
-        if self.text is not None:
-            digest.update(f"{self.text.num_tokens} {self.text.tokenizer_sha256}\n".encode())
+        digest, format = hashlib.sha256(), self.text or self.labelled
+        if format is not None:
+            digest.update(f"{format.num_tokens} {format.tokenizer_sha256}\n".encode())
         for name, array in self._arrays().items():
             if array is None:
                 if name not in _LATER:
@@ -89,10 +92,11 @@ def load(name: str, folder: Path | None = None) -> Source:
             `idx:<folder>`, or `idx` with `folder`: a folder of four IDX files, the format of MNIST, in their order;
             `tfds:<name>[/config][:version]`: an image-classification set of TensorFlow Datasets, in its order
             (a hash shuffle, equal everywhere, which is not the order of the original files);
-            `text:<domains>[?<options>]`: rows of tokens, see `cl_jax.text.source`.
+            `text:<domains>[?<options>]`: rows of tokens, see `cl_jax.text.source`;
+            `labelled:<texts>[?<options>]`: texts with a label each, see `cl_jax.text.labelled`.
         folder: for `idx:<folder>` what a relative folder is relative to (default: where the process runs); for `tfds`
-            a folder of prepared TFDS data or of the original files, see `cl_jax.sources.tfds`; for `text` the data
-            folder, see `cl_jax.text.domains`; no meaning to `digits`.
+            a folder of prepared TFDS data or of the original files, see `cl_jax.sources.tfds`; for `text` and
+            `labelled` the data folder, see `cl_jax.text.domains`; no meaning to `digits`.
 
     Raises:
         UserError: an unknown name, or data that is absent or not what it should be.
@@ -116,4 +120,8 @@ def load(name: str, folder: Path | None = None) -> Source:
         from cl_jax.text import source
 
         return source.load(name, folder)
+    if name.startswith("labelled:"):
+        from cl_jax.text import labelled
+
+        return labelled.load(name, folder)
     raise errors.unknown("data source", name, KNOWN)

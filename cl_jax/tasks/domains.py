@@ -17,6 +17,8 @@ class Domains:
     num_tasks: int = static(2, low=1)
 
     def build(self, data: Data) -> Stream:
+        if data.labelled is not None:
+            raise UserError("stream Domains() is of text that goes on, and the data are texts with labels: use Split()")
         if data.text is None:
             raise UserError("stream Domains() is of text, and the data are images: use data 'text:<domain>,<domain>'")
         known = data.text.domains

@@ -1,5 +1,7 @@
 """Permuted images: every task shuffles the pixels in its own fixed way (Goodfellow et al. 2013, arXiv 1312.6211)."""
 
+from typing import ClassVar
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -27,6 +29,8 @@ class Permuted:
         square: permute only the pixels of a square of this side in the middle (Kirkpatrick et al. 2017, figure 2C: 8
             and 26 of 28). None: all.
     """
+
+    needs_images: ClassVar[bool] = True
 
     num_tasks: int = static(5, low=1)
     first_identity: bool = static(False)

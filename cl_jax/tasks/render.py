@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from cl_jax.batch import Batch, Reference
 from cl_jax.data import Data
 from cl_jax.tasks.stream import Tables, View, _same_images
-from cl_jax.tokens import read_rows
+from cl_jax.tokens import Tokens, read_rows
 
 
 def labels_of(view: View, tables: Tables, reference: Reference, data: Data) -> jax.Array:
@@ -50,7 +50,8 @@ def old_outputs(view: View, present: jax.Array) -> jax.Array:
 def render(
     view: View, tables: Tables, data: Data, reference: Reference, present: jax.Array, *, mask: str, one_task: bool
 ) -> Batch:
-    """Turns references [B] into a batch: images in [0, 1], labels, active outputs; or tokens and those that follow.
+    """Turns references [B] into a batch: images in [0, 1], labels, active outputs; or tokens and those that follow;
+    or tokens of whole texts and their labels.
 
     Args:
         present: int32 (), the task in training.
@@ -62,6 +63,13 @@ def render(
     held = data.holds(reference.row)
     if data.text is not None:
         return _text_batch(images, reference, held)
+    if data.labelled is not None:
+        return Batch(
+            x=_whole_texts(images, held),
+            y=labels_of(view, tables, reference, data),
+            active=active_outputs(view, reference.task, present, mask),
+            reference=reference,
+        )
     if one_task:
         images = view.stream.transform(tables, reference.task[0], images)
     elif view.stream.transform is not _same_images:
@@ -84,3 +92,11 @@ def _text_batch(rows: jax.Array, reference: Reference, held: jax.Array | None) -
     if held is not None:  # as of images: the loss of a row that nobody foresaw is NaN
         counted = jnp.where(held[:, None], counted, jnp.nan)
     return Batch(x=tokens, y=targets.ids, reference=reference, counted=counted)
+
+
+def _whole_texts(rows: jax.Array, held: jax.Array | None) -> Tokens:
+    """Rows [B, L] of ids, -1 where there is none, as one segment each."""
+    segments = (rows >= 0).astype(jnp.int32)
+    if held is not None:  # as of images: the model makes NaN of a text that nobody foresaw
+        segments = jnp.where(held[:, None], segments, -1)
+    return Tokens(jnp.maximum(rows, 0).astype(jnp.int32), segments)

@@ -1,5 +1,7 @@
 """Rotated images: every task turns the images by its own angle (Lopez-Paz and Ranzato 2017, arXiv 1706.08840)."""
 
+from typing import ClassVar
+
 import jax
 import jax.numpy as jnp
 
@@ -19,6 +21,8 @@ class Rotated:
         angles: "random" draws each task's angle uniformly from [0, max_degrees) by the seed; "even" takes
             t * max_degrees / T.
     """
+
+    needs_images: ClassVar[bool] = True
 
     num_tasks: int = static(5, low=1)
     max_degrees: int = static(180, low=1)

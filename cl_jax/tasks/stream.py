@@ -31,6 +31,11 @@ def _same_images(tables: Tables, task: jax.Array, images: jax.Array) -> jax.Arra
     return images
 
 
+def changes_images(stream: "Stream") -> bool:
+    """Whether its tasks see images in ways of their own."""
+    return stream.transform is not _same_images
+
+
 def _no_tables(key: jax.Array, data: Data) -> Tables:
     return ()
 

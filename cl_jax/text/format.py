@@ -28,3 +28,15 @@ class TextFormat:
     start: int | None  # id before every document
     end: int | None  # id after every document
     manifest: tuple[Domain, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class LabelledFormat:
+    """How rows int32 [N, context] of texts with a label each are to be read: ids from the left, then -1."""
+
+    num_tokens: int  # ids lie below it
+    context: int  # the longest text, in tokens
+    classes: tuple[str, ...]  # by label
+    tokenizer: str  # as the source's name gives it
+    tokenizer_sha256: str  # of its file
+    cut: int  # texts that were longer, and are cut

@@ -1,4 +1,4 @@
-"""Two domains of made text, for tests and for experiments without files: conversations with support, and tales.
+"""Made text, for tests and for experiments without files: conversations with support, tales, and requests of kinds.
 
 A document depends on its number alone, by a hash, so that the text is the same everywhere and a longer one begins with
 a shorter one.
@@ -117,6 +117,13 @@ PROSE: Grammar = {
     "tale": ("{paragraph}\n{paragraph}\n{paragraph}", "{paragraph}\n{paragraph}", "{paragraph}"),
 }  # fmt: skip
 
+REQUESTS: Grammar = SUPPORT | {
+    "request": (
+        "Where is my {product}, {order}?", "My {product} {fault}.", "I want to return the {product} of {order}.",
+        "{hello}, is the {product} still in stock?", "How much is a {product}?", "The {product} {fault}, what now?",
+    )
+}  # fmt: skip
+
 
 class _Draws:
     """Whole numbers from a hash of a name: the same with every version of Python and NumPy."""
@@ -140,6 +147,21 @@ def support(num_bytes: int) -> list[Document]:
 def prose(num_bytes: int) -> list[Document]:
     """Tales of one to three paragraphs, counted, up to that many bytes."""
     return _until(num_bytes, _tale)
+
+
+def requests(num_classes: int, each: int) -> list[tuple[str, str]]:
+    """Different short requests about a product, which is the label: `each` of every class, at most 20 classes."""
+    made: list[tuple[str, str]] = []
+    seen: set[str] = set()
+    number = 0
+    while len(made) < num_classes * each:
+        product = SUPPORT["product"][len(made) % num_classes]
+        text = _capitals(_expand("{request}", REQUESTS, _Draws(f"request {number}"), {"product": product}))
+        number += 1
+        if text not in seen:
+            seen.add(text)
+            made.append((text, product))
+    return made
 
 
 def _until(num_bytes: int, make: Callable[[int], Document]) -> list[Document]:

@@ -91,13 +91,8 @@ def load_weights(folder: Path) -> tuple[Decoder, Params, int]:
         UserError: a file is broken, the config tells of what the decoder does not compute, or the tensors are not those
             of the config, by name, shape or dtype. Nothing large has been allocated then.
     """
-    decoder, num_tokens = config_json.read_config(folder)
-    tensors = shards.read_folder(folder)
-    tensors = {name: array for name, array in tensors.items() if not name.endswith(_IGNORED)}
-    if decoder.tied and _HEAD in tensors:
-        _check_tied(folder, tensors.pop(_HEAD), tensors.get(_EMBEDDING))
+    decoder, num_tokens, tensors = _opened(folder)
     wanted = leaves(decoder, num_tokens)
-    _check(folder, tensors, wanted)
     params: Params = {}
     for path, leaf in wanted.items():
         stack = np.empty(leaf.shape if leaf.layers is None else (leaf.layers, *leaf.shape), np.float32)
@@ -109,6 +104,22 @@ def load_weights(folder: Path) -> tuple[Decoder, Params, int]:
             inner = inner.setdefault(parent, {})
         inner[last] = jnp.asarray(stack)
     return decoder, params, num_tokens
+
+
+def check_folder(folder: Path) -> None:
+    """Raises UserError: as `load_weights` does. No tensor is copied."""
+    _opened(folder)
+
+
+def _opened(folder: Path) -> tuple[Decoder, int, dict[str, np.ndarray]]:
+    """What a folder holds, checked: the decoder, its number of tokens, views of its tensors."""
+    decoder, num_tokens = config_json.read_config(folder)
+    tensors = shards.read_folder(folder)
+    tensors = {name: array for name, array in tensors.items() if not name.endswith(_IGNORED)}
+    if decoder.tied and _HEAD in tensors:
+        _check_tied(folder, tensors.pop(_HEAD), tensors.get(_EMBEDDING))
+    _check(folder, tensors, leaves(decoder, num_tokens))
+    return decoder, num_tokens, tensors
 
 
 def save_weights(folder: Path, decoder: Decoder, params: Params, like: Path | None = None) -> None:

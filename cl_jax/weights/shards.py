@@ -15,6 +15,15 @@ INDEX = "model.safetensors.index.json"
 _SUFFIX = ".safetensors"
 
 
+def files_of(folder: Path) -> list[Path]:
+    """The files that `read_folder` reads. Raises UserError: as it does of the folder and the index."""
+    _check_folder(folder)
+    if (folder / SINGLE).exists():
+        return [folder / SINGLE]
+    index = folder / INDEX
+    return [index, *(_shard(folder, name, index) for name in sorted(set(_weight_map(index).values())))]
+
+
 def read_folder(folder: Path) -> dict[str, np.ndarray]:
     """Every tensor by name: read-only views of the mapped files, see `cl_jax.weights.safetensors.read`.
 
@@ -25,19 +34,10 @@ def read_folder(folder: Path) -> dict[str, np.ndarray]:
     Raises:
         UserError: neither is there, a file is not what it should be, or they do not belong together.
     """
-    if not folder.is_dir():
-        raise UserError(
-            f"{folder} is {'not a folder' if folder.exists() else 'not there'}; expected one with {SINGLE}."
-        )
+    _check_folder(folder)
     if (folder / SINGLE).exists():
         return safetensors.read(folder / SINGLE).tensors
     index = folder / INDEX
-    if not index.exists():
-        held = sorted(path.name for path in folder.iterdir())[:8]
-        raise UserError(
-            f"{folder} has neither {SINGLE} nor {INDEX}; it holds {', '.join(held) or 'nothing'}. Weights in another "
-            "format have to be converted to safetensors first, by what made them."
-        )
     weight_map = _weight_map(index)
     tensors: dict[str, np.ndarray] = {}
     for name in sorted(set(weight_map.values())):
@@ -52,6 +52,19 @@ def read_folder(folder: Path) -> dict[str, np.ndarray]:
             f"{shown(missing[0])} in {weight_map[missing[0]]}; download or copy the folder again."
         )
     return tensors
+
+
+def _check_folder(folder: Path) -> None:
+    if not folder.is_dir():
+        raise UserError(
+            f"{folder} is {'not a folder' if folder.exists() else 'not there'}; expected one with {SINGLE}."
+        )
+    if not (folder / SINGLE).exists() and not (folder / INDEX).exists():
+        held = sorted(path.name for path in folder.iterdir())[:8]
+        raise UserError(
+            f"{folder} has neither {SINGLE} nor {INDEX}; it holds {', '.join(held) or 'nothing'}. Weights in another "
+            "format have to be converted to safetensors first, by what made them."
+        )
 
 
 def _weight_map(index: Path) -> dict[str, str]:

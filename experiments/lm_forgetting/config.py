@@ -10,7 +10,7 @@ from cl_jax.adapters.lora import Used
 from cl_jax.base import Pretrained
 from cl_jax.config import replace
 from cl_jax.experiment import Decoder, Entry, Experiment, Run, sweep
-from cl_jax.methods import L2, Ewc, Interpolation, KlAnchor, Mixture
+from cl_jax.methods import L2, Ewc, Interpolation, KlAnchor, Mixture, SelfReplay
 from cl_jax.optimizers import Adam
 from cl_jax.schedules import Rewarm
 from cl_jax.tasks import Domains
@@ -41,6 +41,7 @@ def grid(base: Run, rates: list[float], *, small: bool) -> tuple[Entry, ...]:
     if not small:
         batched = replace(ewc, {"kind": "batched"})
         entries += [
+            *method("self_replay", SelfReplay(), {"share": [0.05, 0.25]}),
             *method("ewc_batched", batched, {"strength": [1e2, 1e3, 1e4]}),
             *method("kl_old", KlAnchor(inputs="old"), {"strength": [1.0]}),
             *method("l2", L2(), {"strength": [1e-2, 1e-1]}),
