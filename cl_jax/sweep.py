@@ -115,6 +115,9 @@ def _run(
             start = trunks.start(shard, data, progress, programs)
         try:
             for task in range(standing.tasks, last):
+                if shard.done:  # by another process meanwhile
+                    checkpoints.wait()
+                    return
                 standing = _one_task(crew, standing, (task, ends), progress, start if task == 0 else None, way_out)
                 if pending is not None:
                     _committed(shard, pending, ends, checkpoints)

@@ -43,7 +43,7 @@ def shards(command: options.Shards, out: Path, data: str | None) -> None:
     )  # fmt: skip
     ready = job.checked(experiment, command.data_dir, command.data_budget)
     file = command.experiment / "config.py" if command.experiment.is_dir() else command.experiment
-    sweep = make_sweep(ready, file, given, members=command.members, hours=command.hours)
+    sweep = make_sweep(ready, file, given, members=command.members, hours=command.hours, measure=command.measure)
     results.write_json(
         out / "experiment.json", {"name": ready.experiment.name, "description": ready.experiment.description}
     )

@@ -14,6 +14,8 @@ class Shards(Job):
     """Runs in a shard; left out: all that share a program."""
     hours: option(float, "H") = None  # pyright: ignore[reportInvalidTypeForm]
     """Hours that a shard takes on a machine like this one; each program is compiled and timed for it."""
+    measure: Flag = False
+    """Compile and time programs for their widths where `run` would; with --hours always."""
 
 
 @dataclasses.dataclass

@@ -54,8 +54,8 @@ def work(file: Path, number: int, notice: Notice, *, quiet: bool = False) -> Non
     except UserError as error:
         heart.end(FAILED, 2, str(error))
         raise
-    except Exception:
-        heart.end(FAILED, 1, traceback.format_exc())
+    except Exception as error:
+        heart.end(FAILED, 2 if isinstance(error, OSError) else 1, traceback.format_exc())  # as `cl_jax.cli` exits
         raise
     except BaseException:
         heart.end(STOPPED, 130)
