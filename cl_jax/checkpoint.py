@@ -151,7 +151,7 @@ class Checkpoints:
         """Writes a step inside the task after `tasks` boundaries, and returns when it is committed.
 
         Args:
-            how_far: grows with what of the task is behind the shard, 1 to `INSIDE` - 1; once an attempt.
+            how_far: grows with what of the task is behind the shard, 1 to `INSIDE` - 1.
         """
         self._check_room(state)
         with self._new_manager(self._attempt.replace("attempt-", "inside-")) as manager:

@@ -92,13 +92,11 @@ def _call(command: Any) -> None:
         _hush()
         cache.keep_compiled()
         conversations.call(command)
-    elif isinstance(command, (fleet.Worker, fleet.Status, fleet.Gather)):
+    elif isinstance(command, (fleet.Worker, fleet.Launch, fleet.Status, fleet.Gather)):
         from cl_jax.fleet import command as of_shards
 
         _hush()
-        {fleet.Worker: of_shards.worker, fleet.Status: of_shards.status, fleet.Gather: of_shards.gather}[type(command)](
-            command
-        )
+        getattr(of_shards, type(command).__name__.lower())(command)
     else:
         from cl_jax import cache, devices, runner
 

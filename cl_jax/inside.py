@@ -5,6 +5,8 @@ of every member and how many of the task's steps that member has behind it, and 
 exactly there. Steps and batches are addressed by task and step, so that nothing else has to be known.
 """
 
+import math
+import time
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -19,6 +21,16 @@ ENDED = -1  # the member has the task behind it, or takes no part in it
 
 class Leaving(Exception):
     """The process was told to go; what the shard had come to is saved."""
+
+
+class When(NamedTuple):
+    """When a shard is saved inside a task."""
+
+    leave: Callable[[], bool]  # whether this process is to leave
+    every: float = math.inf  # seconds after which it is saved anyway, for a process that is killed without notice
+
+
+NEVER = When(lambda: False)
 
 
 class Part(NamedTuple):
@@ -44,16 +56,16 @@ class Exit:
     Args:
         before: state of every member when this process took the task up; None: before its first step.
         behind: int32 [members], as `parts_of` was given it.
-        asked: whether to leave.
+        when: to save, and to leave.
         save: told the state of every member and `behind`; returns when it is safe.
     """
 
     def __init__(
-        self, crew: Crew, before: Host | None, behind: np.ndarray, asked: Callable[[], bool],
+        self, crew: Crew, before: Host | None, behind: np.ndarray, when: When,
         save: Callable[[Host, np.ndarray], None],
     ):  # fmt: skip
         self._crew, self._before, self._behind = crew, before, behind.copy()
-        self._asked, self._save = asked, save
+        self._when, self._save, self._saved = when, save, time.monotonic()
         self._waves: list[Wave] = []
         self._ended: list[Host] = []
 
@@ -71,20 +83,23 @@ class Exit:
 
     def before(self, part: Part) -> None:
         """Leaves before a wave's next step, if asked to. Raises Leaving."""
-        if self._asked():
+        if self._when.leave():
             if self._waves:  # else nothing is behind the shard that is not saved
                 self._save(self._merged(self._waves, self._ended), self._behind)
             raise Leaving
 
     def within(self, part: Part) -> Callable[[Any, int], None]:
-        """The same inside a wave, for `train_task`."""
+        """The same inside a wave, for `train_task`; and saves where it is time to."""
 
         def between(state: Any, step: int) -> None:
-            if self._asked():
+            leave = self._when.leave()
+            if leave or time.monotonic() - self._saved >= self._when.every:
                 behind = self._behind.copy()
                 behind[part.wave.places] = step
                 waves, states = [*self._waves, part.wave], [*self._ended, to_host(part.wave, state)]
                 self._save(self._merged(waves, states), behind)
+                self._saved = time.monotonic()
+            if leave:
                 raise Leaving
 
         return between

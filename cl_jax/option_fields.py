@@ -20,6 +20,11 @@ def place(metavar: str) -> Any:
     return Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar=metavar, help_behavior_hint="")]
 
 
+def word(metavar: str) -> Any:
+    """A name that is given by its place."""
+    return Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar=metavar, help_behavior_hint="")]
+
+
 @dataclasses.dataclass
 class Job:
     """What an experiment is read with."""

@@ -153,6 +153,7 @@ _MISSING = {
     "out": "give the output folder of a run, such as runs/quickstart",
     "model": "give a model's folder, which holds config.json and model.safetensors",
     "conversations": "give the conversations, a .jsonl file or a folder of files",
+    "engine": fleet.MISSING["engine"],
 }
 
 

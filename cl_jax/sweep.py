@@ -5,7 +5,7 @@ The order at a boundary is law: train, end_task, evaluate, append the row, save,
 
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -42,7 +42,7 @@ class Stage(NamedTuple):
     since: int = 0  # boundary that this process has brought all shards to
     stopped: Mapping[str, int] = {}  # by member's id, the boundary at which it stops
     attempt: str | None = None  # of this process, see `Checkpoints`
-    asked: Callable[[], bool] = lambda: False  # whether this process is to leave, see `cl_jax.inside`
+    when: inside.When = inside.NEVER  # shards are saved inside a task
 
 
 WHOLE = Stage()
@@ -88,7 +88,7 @@ def _run(
     checkpoints = Checkpoints(shard.folder, progress.say, keep, stage.attempt)
     try:
         standing = restored(crew, checkpoints)
-        way_out = _WayOut(checkpoints, stage.asked)
+        way_out = _WayOut(checkpoints, stage.when)
         start, pending = None, None
         if standing is None or standing.tasks < last:
             if stage.since == 0:
@@ -115,6 +115,9 @@ def _run(
             start = trunks.start(shard, data, progress, programs)
         try:
             for task in range(standing.tasks, last):
+                if shard.done:  # by another process meanwhile
+                    checkpoints.wait()
+                    return
                 standing = _one_task(crew, standing, (task, ends), progress, start if task == 0 else None, way_out)
                 if pending is not None:
                     _committed(shard, pending, ends, checkpoints)
@@ -149,7 +152,7 @@ class _WayOut(NamedTuple):
     """How a process leaves inside a task."""
 
     checkpoints: Checkpoints
-    asked: Callable[[], bool]
+    when: inside.When
 
 
 def _one_task(
@@ -177,7 +180,7 @@ def _one_task(
     def save(state: Host, behind: np.ndarray) -> None:
         save_inside(Standing(task, state, record, written, behind), way_out.checkpoints, steps)
 
-    way = inside.Exit(crew, before.state, behind, way_out.asked, save)
+    way = inside.Exit(crew, before.state, behind, way_out.when, save)
     for part in inside.parts_of(crew, behind):
         wave = part.wave
         way.before(part)

@@ -9,7 +9,7 @@ weights (`cl_jax.base.Weights`) are one that somebody else has trained.
 
 import dataclasses
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -84,13 +84,11 @@ class Trunks:
     Args:
         shards: of the members that `by_member` names.
         by_member: who trains the first task of whom.
-        asked: whether this process is to leave, see `cl_jax.inside`.
+        when: they are saved inside the task.
     """
 
-    def __init__(
-        self, shards: Sequence[Shard], by_member: Mapping[str, Member], asked: Callable[[], bool] = lambda: False
-    ):
-        self._by_member, self._asked = by_member, asked
+    def __init__(self, shards: Sequence[Shard], by_member: Mapping[str, Member], when: inside.When = inside.NEVER):
+        self._by_member, self._when = by_member, when
         self._place = {member.id: (shard, i) for shard in shards for i, member in enumerate(shard.members)}
         self._locks = {shard.folder: threading.Lock() for shard in shards}
         self._trained: dict[Any, Start] = {}
@@ -116,7 +114,7 @@ class Trunks:
             at, place = self._place[trunk.id]
             with self._locks[at.folder]:
                 if at.folder not in self._trained:
-                    self._trained[at.folder] = _trained(at, data, progress, programs, self._asked)
+                    self._trained[at.folder] = _trained(at, data, progress, programs, self._when)
             picked.append(jax.tree.map(lambda leaf, place=place: leaf[place], self._trained[at.folder]))
         return jax.tree.map(lambda *leaves: np.stack(leaves), *picked)
 
@@ -141,7 +139,7 @@ def _opened(run: Run, count: int, data: Data) -> Start:
     return Start((), every, (), np.zeros(count, bool))
 
 
-def _trained(shard: Shard, data: Data, progress: Progress, programs: Programs, asked: Callable[[], bool]) -> Start:
+def _trained(shard: Shard, data: Data, progress: Progress, programs: Programs, when: inside.When) -> Start:
     begin(shard)
     progress.compiling(shard)
     crew, count = crew_of(shard, data, programs), len(shard.members)
@@ -158,7 +156,7 @@ def _trained(shard: Shard, data: Data, progress: Progress, programs: Programs, a
             behind = np.array(found[1]["behind"]) if found[2] else np.full(count, inside.ENDED, np.int32)
             progress.restored(0 if shard.done else inside.trained(behind, steps, np.ones(count, bool)))
         if (behind != inside.ENDED).any():
-            kept = _first_task(crew, before, behind, progress, checkpoints, asked)._asdict()
+            kept = _first_task(crew, before, behind, progress, checkpoints, when)._asdict()
             checkpoints.save(1, {"state": kept})
             checkpoints.wait()
             checkpoints.forget_inside(1)
@@ -173,7 +171,7 @@ def _trained(shard: Shard, data: Data, progress: Progress, programs: Programs, a
 
 def _first_task(
     crew: Crew, before: Host | None, behind: np.ndarray, progress: Progress, checkpoints: Checkpoints,
-    asked: Callable[[], bool],
+    when: inside.When,
 ) -> Host:  # fmt: skip
     """Trains what is left of the first task; the state of every member."""
     steps = crew.members[0].entry.run.steps
@@ -181,7 +179,7 @@ def _first_task(
     def save(state: Host, behind: np.ndarray) -> None:
         inside.save(checkpoints, 0, {"state": state._asdict()}, behind, steps)
 
-    way_out = inside.Exit(crew, before, behind, asked, save)
+    way_out = inside.Exit(crew, before, behind, when, save)
     prepare(crew)
     for part in inside.parts_of(crew, behind):
         way_out.before(part)

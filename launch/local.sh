@@ -13,7 +13,7 @@ usage() {
 bash launch/local.sh run experiments/quickstart   set-up on first use, then the experiment
 bash launch/local.sh adapt <model> <talks> ...    a language model learns from a stream of conversations
 bash launch/local.sh plan|report|list ...         as cl-jax; `... run --help` tells the options
-bash launch/local.sh shards|worker|status|gather  an experiment trained by many processes, see launch/README.md
+bash launch/local.sh shards|worker|...         an experiment trained by many processes, see launch/README.md
 bash launch/local.sh benchmark [--quick]          how fast this machine trains; `... benchmark --help` tells the options
 bash launch/local.sh conversations [--size smoke] every way to learn from a stream of conversations, compared
 bash launch/local.sh parity [--seeds 1]           does KL on new inputs predict forgetting? a toy, two minutes
@@ -145,7 +145,7 @@ case "$command" in
       --all) marks="slow or not slow"; shift ;;
     esac
     JAX_PLATFORMS=cpu exec "$venv/bin/python" -m pytest -n 2 --dist loadfile -m "$marks" "$@" ;;
-  run|plan|report|adapt|list|shards|worker|status|gather)
+  run|plan|report|adapt|list|shards|worker|launch|status|gather)
     setup run
     words=()
     for word in "$@"; do
@@ -163,5 +163,5 @@ case "$command" in
   parity)
     setup run
     PYTHONPATH="$root${PYTHONPATH:+:$PYTHONPATH}" exec "$venv/bin/python" -P -m experiments.parity_kl "$@" ;;
-  *) usage >&2; fail "unknown command '$command'; known: run, plan, report, adapt, list, shards, worker, status, gather, benchmark, conversations, parity, test, lint, setup, lock" ;;
+  *) usage >&2; fail "unknown command '$command'; known: run, plan, report, adapt, list, shards, worker, launch, status, gather, benchmark, conversations, parity, test, lint, setup, lock" ;;
 esac

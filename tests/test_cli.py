@@ -51,10 +51,14 @@ def test_help_of_a_command_tells_every_option(capsys: pytest.CaptureFixture[str]
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ("", "give a command: run, plan, report, adapt, shards, worker, status, gather, list. See: cl-jax --help"),
+        (
+            "",
+            "give a command: run, plan, report, adapt, shards, worker, launch, status, gather, list. "
+            "See: cl-jax --help",
+        ),
         (
             "rnu x",
-            "unknown command 'rnu'; known: adapt, gather, list, plan, report, run, shards, status, worker. "
+            "unknown command 'rnu'; known: adapt, gather, launch, list, plan, report, run, shards, status, worker. "
             "Did you mean 'run'? See: cl-jax",
         ),
         ("--seeds 3", "unknown command '--seeds'"),

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -14,7 +15,7 @@ from cl_jax.config import replace
 from cl_jax.data import Data, split_source
 from cl_jax.experiment import Experiment, Member, Mlp, Run, members
 from cl_jax.experiment import sweep as entries_of
-from cl_jax.inside import Leaving
+from cl_jax.inside import Leaving, When
 from cl_jax.methods import Ewc, Replay
 from cl_jax.optimizers import Sgd
 from cl_jax.sweep import Stage
@@ -66,14 +67,16 @@ def everyone(run: Run, learning_rates: Sequence[float] = (0.2,), seeds: int = 5)
     return members(experiment, {"digits": "sha"})
 
 
-def train(out: Path, who: Sequence[Member], data: Data, asked: Callable[[], bool], *, shared: bool = False) -> Log:
+def train(
+    out: Path, who: Sequence[Member], data: Data, leave: Callable[[], bool], *, shared: bool = False, **about: Any
+) -> Log:
     """Two members a call."""
-    log = Log()
+    log, when = Log(), When(leave, **about)
     (shard,) = plan.make_plan(out, who, 2, lambda member: 1000)
     of = trunk_members(who, {"digits": "sha"}, shared=True) if shared else {}
     firsts = list({member.id: member for member in of.values()}.values())
-    trunks = Trunks(plan.make_plan(out, firsts, 2, lambda member: 1000, "trunks"), of, asked)
-    sweep.run_shard(shard, data, log, PROGRAMS, trunks, stage=Stage(asked=asked))
+    trunks = Trunks(plan.make_plan(out, firsts, 2, lambda member: 1000, "trunks"), of, when)
+    sweep.run_shard(shard, data, log, PROGRAMS, trunks, stage=Stage(when=when))
     return log
 
 
@@ -125,6 +128,25 @@ def test_data_that_streams(tmp_path: Path) -> None:
     who = everyone(BOTH, seeds=2)
     train(tmp_path / "whole", who, data, lambda: False)
     broken_off(tmp_path / "broken", who, data, 3)
+    assert record(tmp_path / "broken") == record(tmp_path / "whole")
+
+
+def test_saved_now_and_then_for_whoever_is_killed(data: Data, tmp_path: Path) -> None:
+    who = everyone(BOTH, seeds=2)
+    train(tmp_path / "whole", who, data, lambda: False)
+    calls = iter(range(100))
+
+    def killed() -> bool:
+        if next(calls) == 7:
+            raise KeyboardInterrupt
+        return False
+
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path / "broken", who, data, killed, every=0.0)
+    (folder,) = (tmp_path / "broken" / "shards").iterdir()
+    assert [number // INSIDE for number, _ in saved_inside(folder)] == [1, 1]  # the newest two, both of the second task
+    log = train(tmp_path / "broken", who, data, lambda: False)
+    assert "continues inside task 2, 2 members from step 20 on" in log.said[0] and log.trained == 2 * 20
     assert record(tmp_path / "broken") == record(tmp_path / "whole")
 
 

@@ -1,11 +1,13 @@
 """The commands of a sweep in shards, from their options to what does them."""
 
+import importlib.util
 import math
+import subprocess
 import sys
 from pathlib import Path
 
 from cl_jax.config import LARGEST_INT
-from cl_jax.errors import UserError
+from cl_jax.errors import UserError, unknown
 from cl_jax.fleet import options, sweep_file
 from cl_jax.fleet.start import Notice
 
@@ -41,7 +43,7 @@ def shards(command: options.Shards, out: Path, data: str | None) -> None:
     )  # fmt: skip
     ready = job.checked(experiment, command.data_dir, command.data_budget)
     file = command.experiment / "config.py" if command.experiment.is_dir() else command.experiment
-    sweep = make_sweep(ready, file, given, members=command.members, hours=command.hours)
+    sweep = make_sweep(ready, file, given, members=command.members, hours=command.hours, measure=command.measure)
     results.write_json(
         out / "experiment.json", {"name": ready.experiment.name, "description": ready.experiment.description}
     )
@@ -63,6 +65,24 @@ def worker(command: options.Worker) -> None:
 
     cache.keep_compiled()
     work(command.sweep, command.shard, notice, quiet=command.quiet)
+
+
+def launch(command: options.Launch) -> None:
+    """Hands a sweep to an engine. Raises SystemExit: as the engine ends."""
+    if command.engine not in options.ENGINES:
+        raise unknown("engine", command.engine, options.ENGINES)
+    file = Path(__file__).parents[2] / "launch" / options.ENGINES[command.engine]
+    if not file.is_file():
+        raise UserError(f"launch: {file.name} is in the checkout's folder launch, and this is not run from a checkout")
+    if importlib.util.find_spec(command.engine) is None:
+        raise UserError(
+            f"launch: {command.engine} is not installed; pip install 'cl_jax[{command.engine}]', or run {file} by a "
+            f"Python that has it"
+        )
+    words = [
+        f"--{name}={value}" for name in ("cpus", "gpus", "address") if (value := getattr(command, name)) is not None
+    ]
+    raise SystemExit(subprocess.run([sys.executable, str(file), str(command.out), *words], check=False).returncode)
 
 
 def status(command: options.Status) -> None:

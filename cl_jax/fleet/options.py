@@ -3,7 +3,7 @@
 import dataclasses
 from pathlib import Path
 
-from cl_jax.option_fields import Flag, Job, option, place
+from cl_jax.option_fields import Flag, Job, option, place, word
 
 
 @dataclasses.dataclass
@@ -14,6 +14,8 @@ class Shards(Job):
     """Runs in a shard; left out: all that share a program."""
     hours: option(float, "H") = None  # pyright: ignore[reportInvalidTypeForm]
     """Hours that a shard takes on a machine like this one; each program is compiled and timed for it."""
+    measure: Flag = False
+    """Compile and time programs for their widths where `run` would; with --hours always."""
 
 
 @dataclasses.dataclass
@@ -48,7 +50,24 @@ class Gather:
     """Also where shards were trained by different versions, at different precisions or on different platforms."""
 
 
-COMMANDS = {"shards": Shards, "worker": Worker, "status": Status, "gather": Gather}
+@dataclasses.dataclass
+class Launch:
+    """Train all shards of a sweep by an engine that starts workers."""
+
+    engine: word("ENGINE")  # pyright: ignore[reportInvalidTypeForm]
+    """ray: a task a shard on a Ray cluster, or on this machine."""
+    out: place("FOLDER")  # pyright: ignore[reportInvalidTypeForm]
+    """The folder that sweep.json is in; every machine sees it under this path."""
+    cpus: option(float, "X") = None  # pyright: ignore[reportInvalidTypeForm]
+    """CPUs that a shard takes; left out: 1."""
+    gpus: option(float, "X") = None  # pyright: ignore[reportInvalidTypeForm]
+    """GPUs that a shard takes; left out: 0."""
+    address: option(str, "ADDRESS") = None  # pyright: ignore[reportInvalidTypeForm]
+    """Of the cluster; left out: the one that is found, or else this machine alone."""
+
+
+COMMANDS = {"shards": Shards, "worker": Worker, "launch": Launch, "status": Status, "gather": Gather}
+ENGINES = {"ray": "ray_tasks.py"}  # by the name of their file in the checkout's folder launch
 ABOUT = {
     "shards": """Cut an experiment into shards that processes train apart, and write sweep.json.
 
@@ -71,6 +90,13 @@ Its exit code says what to do:
 Examples:
   cl-jax worker --sweep runs/fleet/sweep.json --shard 0
 """,
+    "launch": """Train all shards of a sweep by an engine that starts workers, and starts them again.
+
+It exits 0 when all shards are done, and 1 where some are not, which it names.
+
+Examples:
+  cl-jax launch ray runs/fleet --cpus 2
+""",
     "status": """Say where the shards of a sweep stand: done, running, stale, failed, waiting.
 
 Examples:
@@ -85,5 +111,9 @@ Examples:
   cl-jax gather runs/fleet && cl-jax report runs/fleet
 """,
 }
-MISSING = {"sweep": "give --sweep, the sweep.json of a sweep", "shard": "give --shard, its number from 0"}
-WHOLE, NUMBERS = ("members", "shard"), ("hours",)
+MISSING = {
+    "sweep": "give --sweep, the sweep.json of a sweep",
+    "shard": "give --shard, its number from 0",
+    "engine": f"give an engine, one of {', '.join(ENGINES)}",
+}
+WHOLE, NUMBERS = ("members", "shard"), ("hours", "cpus", "gpus")

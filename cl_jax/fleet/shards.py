@@ -2,7 +2,6 @@
 
 import dataclasses
 import hashlib
-import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -19,16 +18,19 @@ Sized = tuple[Shard, int]  # a group and how many of its members make a shard
 
 
 def make_sweep(
-    ready: Checked, experiment: Path, options: Options, *, members: int | None = None, hours: float | None = None
-) -> Sweep:
+    ready: Checked, experiment: Path, options: Options, *, members: int | None = None, hours: float | None = None,
+    measure: bool = False,
+) -> Sweep:  # fmt: skip
     """The sweep of an experiment.
 
     Args:
         experiment: its file.
         options: what it was read with.
         members: of a shard.
-        hours: that a shard takes on a machine like this one; each program is compiled and timed for it, widths too.
-            Where neither is given, one group is one shard.
+        hours: that a shard takes on a machine like this one; each program is compiled and timed for it. Where neither
+            is given, one group is one shard.
+        measure: choose widths as `cl-jax run` does, which compiles and times programs where it takes long enough for
+            that to pay; else by the rule that it follows otherwise. With `hours` always.
 
     Raises:
         UserError: one member does not fit the device, or not the data's budget.
@@ -38,9 +40,13 @@ def make_sweep(
     firsts = list({member.id: member for member in by_member.values()}.values())
     groups, trunks = (plan.new_shards(Path(), each, options.width, ready.state_bytes) for each in (everyone, firsts))
     sized = [(group, members or len(group.members)) for group in groups]
-    if hours is not None:
+    if measure or hours is not None:
         programs = Programs()
-        sized = [_timed(ready, group, by_member, hours, programs) for group, _ in sized]
+        settled = [(_settled(ready, group, programs), size) for group, size in sized]
+        sized = [
+            (group, size if hours is None else _fitting(ready, group, measured, by_member, hours, programs))
+            for (group, measured), size in settled
+        ]
         trunks = [_settled(ready, group, programs)[0] for group in trunks]
     sized, trunks = [(_on_devices(group), size) for group, size in sized], [_on_devices(group) for group in trunks]
     shards = [piece for group, size in sized for piece in _cut(group, size, _order(group, by_member))]
@@ -65,21 +71,24 @@ def make_sweep(
 
 def _settled(ready: Checked, group: Shard, programs: Programs) -> tuple[Shard, Sequence[packing.Measured]]:
     run = group.members[0].entry.run
-    return packing.settled(group, ready.data[run.data, run.validation], programs, share=math.inf)
+    return packing.settled(group, ready.data[run.data, run.validation], programs)
 
 
-def _timed(
-    ready: Checked, group: Shard, by_member: Mapping[str, Member], hours: float, programs: Programs
-) -> tuple[Shard, int]:
+def _fitting(
+    ready: Checked, group: Shard, measured: Sequence[packing.Measured], by_member: Mapping[str, Member], hours: float,
+    programs: Programs,
+) -> int:  # fmt: skip
+    """How many members of a group train in so many hours."""
     run, shared = group.members[0].entry.run, int(group.members[0].id in by_member)
     data = ready.data[run.data, run.validation]
-    group, measured = _settled(ready, group, programs)
+    if not measured and data.host is None:
+        measured = [packing.measure(group, data, programs, group.width, alone=group.alone)]
     seconds = estimate.estimate(group, data, measured, tasks_elsewhere=shared).seconds
     if seconds is None:
         seconds = packing.guessed_seconds(group, data)
     fitting = max(1, int(3600 * hours * len(group.members) / max(seconds, 1e-9)))
     least = _least(_on_devices(group))
-    return group, fitting - fitting % least if fitting > least else fitting
+    return fitting - fitting % least if fitting > least else fitting
 
 
 def _on_devices(group: Shard) -> Shard:

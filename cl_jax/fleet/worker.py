@@ -18,8 +18,10 @@ from cl_jax.fleet.heartbeat import DONE, FAILED, PREEMPTED, STOPPED, Heart, Watc
 from cl_jax.fleet.start import PREEMPTED as PREEMPTED_CODE
 from cl_jax.fleet.start import Notice, distributed
 from cl_jax.fleet.sweep_file import Piece, Sweep
-from cl_jax.inside import Leaving
+from cl_jax.inside import Leaving, When
 from cl_jax.progress import Bar
+
+SAVE_SECONDS = 600.0  # between two saves inside a task: what a machine that dies without notice may cost
 
 
 def work(file: Path, number: int, notice: Notice, *, quiet: bool = False) -> None:
@@ -54,8 +56,8 @@ def work(file: Path, number: int, notice: Notice, *, quiet: bool = False) -> Non
     except UserError as error:
         heart.end(FAILED, 2, str(error))
         raise
-    except Exception:
-        heart.end(FAILED, 1, traceback.format_exc())
+    except Exception as error:
+        heart.end(FAILED, 2 if isinstance(error, OSError) else 1, traceback.format_exc())  # as `cl_jax.cli` exits
         raise
     except BaseException:
         heart.end(STOPPED, 130)
@@ -91,11 +93,10 @@ def _train(sweep: Sweep, piece: Piece, out: Path, mine: tuple[str, Heart], notic
         part.member_steps for part, each in zip(parts, trunks, strict=True) if not each.done
     )
     heart.count(total=total)
-    run = shard.members[0].entry.run
+    run, when = shard.members[0].entry.run, When(notice, SAVE_SECONDS)
+    own = {member.id: first_of[member.id] for member in shard.members if member.id in first_of}
     with Bar(total, quiet=quiet) as bar:
         run_shard(
             shard, ready.data[run.data, run.validation], Watched(bar, heart), Programs(),
-            trunk.Trunks(trunks, {member.id: first_of[member.id] for member in shard.members if member.id in first_of},
-                         notice),
-            stage=Stage(attempt=attempt, asked=notice),
+            trunk.Trunks(trunks, own, when), stage=Stage(attempt=attempt, when=when),
         )  # fmt: skip

@@ -7,6 +7,10 @@ import time
 from pathlib import Path
 from typing import Any
 
+import pytest
+
+from cl_jax import cli
+
 EXPERIMENT = """
 from cl_jax.config import replace
 from cl_jax.experiment import Experiment, Mlp, Run, sweep
@@ -62,3 +66,22 @@ def wait_for(what: Any, process: subprocess.Popen[bytes], log: Path, seconds: fl
         assert process.poll() is None, f"it ended too early\n{log.read_text()}"
         assert time.monotonic() < until, f"it took too long\n{log.read_text()}"
         time.sleep(0.05)
+
+
+def train(out: Path, shard: int) -> None:
+    """Trains a shard in this process."""
+    cli.main(["worker", "--sweep", str(out / "sweep.json"), "--shard", str(shard), "--quiet"])
+
+
+def planned(place: Path, out: Path, *words: str) -> Path:
+    """Cuts the experiment in `place` into a new folder."""
+    cli.main(["shards", str(place / "experiment.py"), "--out", str(out), *words])
+    return out
+
+
+def failed(capsys: pytest.CaptureFixture[str], *words: Any) -> str:
+    """What is said of a mistake."""
+    with pytest.raises(SystemExit) as stopped:
+        cli.main(list(map(str, words)))
+    assert stopped.value.code == 2
+    return capsys.readouterr().err
