@@ -125,7 +125,22 @@ def _whole(
     cotangents: Cotangents,
     magnitude: Magnitude,
 ) -> Params:
-    """Any model: each example's whole gradient is formed, and only then its magnitudes are summed."""
+    """Any model: each example's whole gradient is formed, and only then its magnitudes are summed.
+
+    A single example, as on a CPU, is passed forward once for all of its cotangents. Several are passed forward again
+    for each: their gradients are apart only under `vmap`, and what one pass leaves behind then holds the weights, too,
+    once an example.
+    """
+    start = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, jnp.float32), params)
+    if batch.y.shape[0] == 1:
+        logits_1xC, pull_back = jax.vjp(lambda p: apply(p, batch.x), params)
+
+        def alone(total: Params, item: tuple[jax.Array, jax.Array]) -> tuple[Params, None]:
+            v_1xC, weight_1 = item
+            (each,) = pull_back(v_1xC.astype(logits_1xC.dtype))
+            return jax.tree.map(lambda t, g: t + weight_1[0] * magnitude(g), total, each), None
+
+        return jax.lax.scan(alone, start, cotangents(log_probabilities(logits_1xC, batch.active)))[0]
 
     def along(p: Params, x: Any, v_C: jax.Array) -> jax.Array:
         logits_C = apply(p, jax.tree.map(lambda leaf: leaf[None], x))[0]
@@ -137,5 +152,4 @@ def _whole(
         return jax.tree.map(lambda t, g: t + jnp.tensordot(weight_B, magnitude(g), axes=1), total, each), None
 
     log_p_BxC = log_probabilities(apply(params, batch.x), batch.active)
-    start = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, jnp.float32), params)
     return jax.lax.scan(one, start, cotangents(log_p_BxC))[0]

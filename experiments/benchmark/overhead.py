@@ -56,7 +56,8 @@ def against(bench: Bench, case: Case) -> list[Row]:
 
 def variants() -> dict[str, dict[str, Any]]:
     """Every method of this version by itself, and what else may cost something."""
-    alone = {name: {"methods": {name: method()}} for name, method in METHODS.items()}
+    of_images = {name: method for name, method in METHODS.items() if not getattr(method, "needs_text", False)}
+    alone = {name: {"methods": {name: method()}} for name, method in of_images.items()}
     return {
         "fine-tuning": {},
         **alone,

@@ -87,12 +87,17 @@ def table(means: Sequence[Row]) -> str:
             "-" if each["policy"] == "frozen" else f"{each['learning_rate']:g}",
             "-" if each["budget"] is None else f"{each['budget']:g}",
             f"{each['bits_per_byte']:.3f}",
-            *(f"{each[name]:+.3f} ± {each[f'{name}_std']:.3f}" for name in ("gain", "forgetting")),
+            *(_spread(each, name) for name in ("gain", "forgetting")),
             "-" if each["over"] is None else f"{each['over']:+.4f}",
             "-" if each["budget"] is None else " / ".join(f"{each[name]:.0f}" for name in OUTCOMES),
         ]  # fmt: skip
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
+
+
+def _spread(mean: Row, name: str) -> str:
+    deviation = f" ± {mean[f'{name}_std']:.3f}" if mean["seeds"] > 1 else ""  # one seed has none
+    return f"{mean[name]:+.3f}{deviation}"
 
 
 def plane(means: Sequence[Row]) -> Figure:
