@@ -73,7 +73,7 @@ RUNS = {
     "model=Mlp(hiden=(8,))": "unknown hyper-parameter of Mlp: 'hiden'; known: dropout, hidden",
     "model=Mlp(dropout=0.5)": "one.model.dropout: expected Dropout() or None, was given 0.5",
     "model=Mlp(input_dropout=Dropout(rate=1))": "one.model.input_dropout.rate: was given 1; allowed are finite numbers",
-    "model='mlp'": "Decoder(), was given the text 'mlp'. Did you mean Mlp()?",
+    "model='mlp'": "Encoder(), was given the text 'mlp'. Did you mean Mlp()?",
     "model=Adam()": "Standardized(), Decoder(), Encoder(), was given Adam(), which belongs in 'optimizer'",
     "optimizer=Adam": "RmsProp(), Adagrad(), was given the class Adam; write Adam()",
     "optimizer=None": "Adagrad(), or one of your own with build, learning_rate, reset; was given None",

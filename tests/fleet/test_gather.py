@@ -3,8 +3,9 @@
 import dataclasses
 import json
 import re
-import resource
 import shutil
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -164,16 +165,28 @@ experiment = Experiment(
 """
 
 
+# In a process of its own, whose memory is not that of the tests before, and whose seconds are not those of others.
+# Of the kernel's two high-water marks the one in /proc is the program's, that of getrusage also whatever started it.
+ALONE = """
+import sys, time
+from cl_jax import cli
+began = time.process_time()
+cli.main(sys.argv[1:])
+(high,) = [line.split()[1] for line in open("/proc/self/status") if line.startswith("VmHWM")]
+print(time.process_time() - began, high)
+"""
+
+
 def test_ten_thousand_members_in_a_thousand_shards(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Planned in 10 s and 2 GB, and told of in 5 s."""
     file, out = tmp_path / "many.py", tmp_path / "out"
     file.write_text(MANY)
-    began = time.process_time()  # the machine may be busy with something else
-    cli.main(["shards", str(file), "--out", str(out), "--members", "10"])
-    seconds = time.process_time() - began
-    assert "10000 members in 1000 shards" in capsys.readouterr().out
+    words = ["shards", str(file), "--out", str(out), "--members", "10"]
+    done = subprocess.run([sys.executable, "-c", ALONE, *words], capture_output=True, text=True, check=True)
+    seconds, kilobytes = map(float, done.stdout.split()[-2:])
+    assert "10000 members in 1000 shards" in done.stdout
     assert seconds < 10, seconds
-    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss < 2e6  # kB; with whatever ran in this process before
+    assert kilobytes < 2e6, kilobytes
     sweep = sweep_file.read(out / "sweep.json")
     for shard in range(1000):
         beat(sweep, out, shard)
