@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from cl_jax.compiled import Programs
 from cl_jax.errors import UserError
 from cl_jax.fleet import sweep_file
 from tests.fleet.sweeps import failed, planned
@@ -93,6 +94,16 @@ def test_a_sweep_file_reads_as_it_was_written(place: Path, tmp_path: Path) -> No
     assert sweep_file.read(tmp_path / "sweep.json") == sweep
     with pytest.raises(UserError, match="another sweep is there"):
         sweep_file.write(tmp_path / "sweep.json", dataclasses.replace(sweep, code="another"))
+
+
+def test_what_several_devices_would_have_held_has_several(place: Path, tmp_path: Path) -> None:
+    """A program for one device rounds otherwise, so that a shard of one member must not get one."""
+    out = planned(place, tmp_path / "out", "--members", "1")
+    sweep = sweep_file.read(out / "sweep.json")
+    known = {member.id: member for member in sweep.checked().members()}
+    for shard in sweep_file.shards_of(sweep.shards, out / "shards", known):
+        packing = Programs().packing(len(shard.members), shard.width, alone=shard.alone, spread=shard.spread)
+        assert (len(shard.members), packing.mesh.size) == (1, 2)
 
 
 def test_shards_of_hours(place: Path, tmp_path: Path) -> None:
