@@ -57,21 +57,19 @@ def digest(tree: Any) -> str:
 
 def saved(folder: Path) -> list[tuple[int, Path]]:
     """Steps that were saved in a shard's folder and the attempts that saved them, newest first; good or not."""
-    steps = [
-        (int(step.name), attempt)
-        for attempt in folder.glob("attempt-*")
-        for step in attempt.iterdir()
-        if step.name.isdecimal()
-    ]
-    return sorted(steps, key=lambda item: (-item[0], item[1].name))
+    return _steps(folder, "attempt-*")
 
 
 def saved_inside(folder: Path) -> list[tuple[int, Path]]:
     """As `saved`, of the steps inside tasks: their numbers, see `INSIDE`."""
+    return _steps(folder, "inside-*")
+
+
+def _steps(folder: Path, writers: str) -> list[tuple[int, Path]]:
     steps = [
-        (int(step.name), attempt)
-        for attempt in folder.glob("inside-*")
-        for step in attempt.iterdir()
+        (int(step.name), writer)
+        for writer in folder.glob(writers)
+        for step in writer.iterdir()
         if step.name.isdecimal()
     ]
     return sorted(steps, key=lambda item: (-item[0], item[1].name))

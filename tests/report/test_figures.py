@@ -5,10 +5,12 @@ import math
 import numpy as np
 import pyarrow as pa
 import pytest
+from matplotlib.figure import Figure
 
-from cl_jax.report import panels, styles
+from cl_jax.report import drawing, panels, styles, traces
 from cl_jax.report.drawing import FORMATS
 from cl_jax.report.figures import write_figures
+from cl_jax.report.kinds import ACCURACY
 from cl_jax.report.streams import read
 
 FIRST_BYTES = {"svg": b"<?xml", "pdf": b"%PDF-", "png": b"\x89PNG"}
@@ -135,3 +137,16 @@ def test_figures_are_reproducible(make_table, tmp_path):
         write_figures(stream, tmp_path / folder, "name")
     for path in (tmp_path / "one").iterdir():
         assert path.read_bytes() == (tmp_path / "two" / path.name).read_bytes(), path.name
+
+
+@pytest.mark.parametrize("number", [3, 40, 200])
+def test_long_lines_have_few_markers(number: int) -> None:
+    spans = panels.Spans(np.arange(number, dtype=float), np.full(number, np.nan), np.ones(number, int))
+    axis = Figure().add_subplot()
+    drawing.line(axis, np.arange(number), spans, "#000000")
+    shown = len(range(0, number, axis.lines[0].get_markevery()))
+    assert shown == number if number <= panels.MOST_MARKERS else number / 10 < shown <= panels.MOST_MARKERS
+    trace = traces.line(
+        np.arange(number), spans, styles.Style("#000000", "circle", "solid"), "", ["x"] * number, ACCURACY
+    )
+    assert trace["mode"] == ("lines+markers" if number <= panels.MOST_MARKERS else "lines")
