@@ -14,16 +14,16 @@ from collections.abc import Callable, Sequence
 import jax
 import numpy as np
 
+from cl_jax import flops
 from cl_jax.cache import cache_folder
 from cl_jax.compiled import Programs
 from cl_jax.data import Data
-from cl_jax.devices import cores, memory_bytes
+from cl_jax.devices import guessed_rate, memory_bytes
 from cl_jax.errors import UserError
 from cl_jax.plan import Shard, choose_width
-from cl_jax.program import state_parts
 from cl_jax.race import race, rounds_in
 from cl_jax.results import read_json, write_json
-from cl_jax.waves import chunk_steps, crew_of, first_states, muster
+from cl_jax.waves import call_steps, crew_of, first_states, muster
 
 WIDTHS = (1, 2, 4, 8, 16, 64)
 MEMORY_SHARE = 0.85  # of a device's memory that a wave may take
@@ -31,7 +31,6 @@ MEASURED_SECONDS = 0.3  # a width, once it is compiled
 SHARE = 0.05  # of a shard's time that may be spent on measuring
 LONGEST_CALL = 10.0  # seconds; a width that is expected to take longer is not tried
 LEAST_SECONDS = 3.0  # of measuring, below which nothing is: a program compiles about as long
-GUESSED_FLOPS = 2e10  # a second and core
 ENOUGH = 1.3  # a width this much slower than the best: those beyond it are not tried
 MEASURING = 2  # counted up where what was measured before is to be measured anew
 NEAR = 1.5  # measured one after another, so much slower than the best may be the machine's: they race
@@ -60,7 +59,7 @@ class Trial:
         members = tuple(shard.members[i % len(shard.members)] for i in range(size))
         self._crew = crew_of(dataclasses.replace(shard, members=members, width=width, alone=alone), data, programs)
         (self._wave,) = muster(self._crew, np.arange(size))
-        self._state, self._steps = first_states(self._crew, self._wave), chunk_steps(members[0].entry.run.steps)
+        self._state, self._steps = first_states(self._crew, self._wave), self._crew.windows.chunk
         began = time.perf_counter()
         memory = programs.compiled_steps(self._wave, self._state, self._crew.data, self._steps).memory_analysis()
         compile_seconds = time.perf_counter() - began
@@ -201,7 +200,7 @@ def settled(shard: Shard, data: Data, programs: Programs, *, share: float = SHAR
     def measured() -> list[Measured]:
         def call(known: Measured, width: int) -> float:
             size = programs.packing(len(shard.members), width).wave
-            return known.milliseconds / 1e3 * size * chunk_steps(run.steps)
+            return known.milliseconds / 1e3 * size * call_steps(run, data, size)
 
         def allowed(known: Measured) -> float:
             return share * member_steps * known.milliseconds / 1e3
@@ -237,17 +236,15 @@ def better_alone(found: Sequence[Measured], width: int) -> bool:
 
 
 def guessed_seconds(shard: Shard, data: Data) -> float:
-    """A rough time of the shard before anything is known of its program: 6 FLOP a parameter, example and step."""
+    """A rough time of the shard before anything is known of its program, by the operations of its matrix products."""
     run = shard.members[0].entry.run
     member_steps = len(shard.members) * run.steps * run.stream.num_tasks
-    parameters = state_parts(run, data).parameters / 4
-    return member_steps * 6 * parameters * run.batch_size / (GUESSED_FLOPS * cores())
+    return member_steps * flops.of_a_step(run, data) / (guessed_rate() * len(jax.local_devices()))
 
 
 def program_of(shard: Shard, data: Data, programs: Programs) -> str:
     """The address of the shard's training program, equal for all that train alike (whatever they do at boundaries)."""
     crew = crew_of(dataclasses.replace(shard, members=shard.members[:1], width=1), data, programs)
     (wave,) = muster(crew, np.arange(1))
-    steps = chunk_steps(crew.members[0].entry.run.steps)
-    lowered = programs.lowered_steps(wave, first_states(crew, wave), crew.data, steps)
+    lowered = programs.lowered_steps(wave, first_states(crew, wave), crew.data, crew.windows.chunk)
     return hashlib.sha256(lowered.as_text().encode()).hexdigest()
