@@ -31,9 +31,7 @@ def test_by_hand() -> None:
 def test_no_choice_is_further(seed: int) -> None:
     rng = random.Random(seed)
     steps = [
-        step(
-            rng.choice([1, 1.4, 2, 2.2, 2.6, 3]), f"p{number}", "".join(rng.sample(EVERY, rng.randint(1, len(EVERY))))
-        )
+        step(rng.choice([1, 1.4, 2, 2.2, 2.6, 3]), f"p{number}", "".join(rng.sample(EVERY, rng.randint(1, len(EVERY)))))
         for number in range(rng.randint(0, 7))
     ]
     mine = rng.sample(EVERY, rng.randint(1, len(EVERY)))

@@ -236,12 +236,15 @@ class _Line:
 
     def alive(self) -> bool:
         """Whether the other end has not closed it, as far as it is known."""
+        self._connection.settimeout(0)
         try:
-            return self._connection.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT) != b""
+            return self._connection.recv(1, socket.MSG_PEEK) != b""
         except BlockingIOError:
             return True
         except OSError:
             return False
+        finally:
+            self._connection.settimeout(SILENT_SECONDS)
 
     def close(self) -> None:
         self._connection.close()

@@ -111,8 +111,8 @@ def _train(sweep: Sweep, piece: Piece, out: Path, this: _Process, quiet: bool) -
     devices.every_core(least=2)  # what was planned for several devices is computed on several
     if jax.process_count() > 1:  # Orbax would write empty steps, see `cl_jax.fleet.group`
         raise UserError(
-            "the accelerators of several hosts come up as one here, such as a TPU slice; a worker needs its host's alone: "
-            "set TPU_PROCESS_BOUNDS=1,1,1 and TPU_CHIPS_PER_PROCESS_BOUNDS to those of a host, such as 2,2,1"
+            "the accelerators of several hosts come up as one here, such as a TPU slice; a worker needs its own host's "
+            "alone: set TPU_PROCESS_BOUNDS=1,1,1 and TPU_CHIPS_PER_PROCESS_BOUNDS to those of a host, such as 2,2,1"
         )
     environment, heart = provenance.environment(), this.heart
     heart.tell(environment=environment, doing="reading")
