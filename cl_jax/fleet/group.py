@@ -73,11 +73,16 @@ class Group:
             if self.number == 0:
                 self._send({"over": True})
 
+    def close(self) -> None:
+        """Ends the connections."""
+        self._over = True
+        for line in self._lines.values():
+            line.close()
+
     def _send(self, message: dict[str, Any], but: int | None = None) -> None:
         for other, line in self._lines.items():
             if other != but:
-                with contextlib.suppress(OSError):  # it is gone, which whoever hears it knows
-                    line.send(message)
+                line.send(message)
 
     def _beat(self) -> None:
         due = 0.0
@@ -120,46 +125,48 @@ class Group:
     def _gather(self, host: str, port: int, hello: dict[str, Any]) -> dict[int, "_Line"]:
         """Of process 0: the lines to all others, once all are there."""
         found: dict[int, _Line] = {}
-        with _listening(host, port) as listener:
+        with contextlib.ExitStack() as opened, _listening(host, port) as listener:
             for _ in self._patiently(f"not all of {self.count} processes came to {host}:{port}"):
                 with contextlib.suppress(TimeoutError):
                     line, theirs = _Line(listener.accept()[0]), {}
+                    opened.callback(line.close)
                     with contextlib.suppress(OSError, ValueError):  # somebody else's
                         theirs = line.receive(HELLO_SECONDS)
                     found = {number: each for number, each in found.items() if each.alive()}  # else it comes again
-                    if fault := _unlike(hello, theirs, found):
-                        with contextlib.suppress(OSError):
-                            line.send({"refused": fault})
+                    fault = _unlike(hello, theirs, found)
+                    mistaken = fault and theirs.get("about") == hello["about"]
+                    for each in [line] * bool(fault) + [*found.values()] * bool(mistaken):
+                        each.send({"refused": fault})
+                    if mistaken:
+                        raise UserError(fault)
+                    if fault:
                         line.close()
-                        if theirs.get("about") == hello["about"]:
-                            raise UserError(fault)
-                        continue
-                    found[theirs["process"]] = line
+                    else:
+                        found[theirs["process"]] = line
                 if len(found) == self.count - 1:
                     break
-        for line in found.values():
-            line.send({"group": self.id})
+            for line in found.values():
+                line.send({"group": self.id})
+            opened.pop_all()
         return found
 
     def _enter(self, host: str, port: int, hello: dict[str, Any]) -> "_Line":
         """Of every other process: the line to process 0, once all are there."""
         for _ in self._patiently(f"process 0 was not found at {host}:{port}, or waited for others"):
-            try:
-                line = _Line(socket.create_connection((host, port), timeout=POLL_SECONDS + 1))
-            except OSError:  # it has not started yet, or is still the one of the group before
-                time.sleep(POLL_SECONDS)
-                continue
-            try:
-                line.send(hello)
-                answer = self._answer(line)
-            except (OSError, ValueError):
-                line.close()
-                time.sleep(POLL_SECONDS)
-                continue
-            if "refused" in answer:
-                raise UserError(str(answer["refused"])[:400])
-            self.id = str(answer["group"])[:40]
-            return line
+            answer: dict[str, Any] = {}
+            with contextlib.ExitStack() as opened:
+                with contextlib.suppress(OSError, ValueError):
+                    line = _Line(socket.create_connection((host, port), timeout=POLL_SECONDS + 1))
+                    opened.callback(line.close)
+                    line.send(hello)
+                    answer = self._answer(line)
+                if "refused" in answer:
+                    raise UserError(str(answer["refused"])[:400])
+                if "group" in answer:
+                    self.id = str(answer["group"])[:40]
+                    opened.pop_all()
+                    return line
+            time.sleep(POLL_SECONDS)  # it has not started yet, or is still the one of the group before
         raise AssertionError("it raises before")
 
     def _answer(self, line: "_Line") -> dict[str, Any]:
@@ -214,12 +221,13 @@ class _Line:
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
     def send(self, message: dict[str, Any]) -> None:
-        with self._lock:
+        """What is sent to a process that is gone is lost; whoever receives from it knows."""
+        with self._lock, contextlib.suppress(OSError):
             self._connection.sendall(json.dumps(message).encode() + b"\n")
 
-    def receive(self, seconds: float = SILENT_SECONDS) -> dict[str, Any]:
+    def receive(self, seconds: float | None = None) -> dict[str, Any]:
         """The next message. Raises OSError: the other end is gone or silent; ValueError: it says what is no message."""
-        self._connection.settimeout(seconds)
+        self._connection.settimeout(seconds or SILENT_SECONDS)
         while b"\n" not in self._rest:
             more = self._connection.recv(LINE_BYTES)
             if not more or len(self._rest) > LINE_BYTES:
@@ -247,4 +255,6 @@ class _Line:
             self._connection.settimeout(SILENT_SECONDS)
 
     def close(self) -> None:
+        with contextlib.suppress(OSError):
+            self._connection.shutdown(socket.SHUT_RDWR)  # whoever waits for a message gets none
         self._connection.close()

@@ -44,7 +44,7 @@ def three() -> Any:
         assert [each.group.number for each in made] == [0, 1, 2]
         yield made
         for each in made:
-            each.group.end()
+            each.group.close()
 
 
 def soon(what: Callable[[], bool]) -> bool:
@@ -71,9 +71,7 @@ def test_whoever_is_told_tells_the_others(
 @pytest.mark.parametrize("number", range(3))
 def test_a_process_that_is_gone(number: int, three: list[Process], capsys: pytest.CaptureFixture[str]) -> None:
     """As a killed one is: its connections end, and nothing is said."""
-    three[number].group._over = True  # pyright: ignore[reportPrivateUsage]
-    for line in three[number].group._lines.values():  # pyright: ignore[reportPrivateUsage]
-        line._connection.shutdown(socket.SHUT_RDWR)  # pyright: ignore[reportPrivateUsage]
+    three[number].group.close()
     others = [each for each in three if each is not three[number]]
     assert soon(lambda: all(each.told.is_set() for each in others))
     assert f"process {number} is lost; leaving too" in capsys.readouterr().err
@@ -89,13 +87,13 @@ def test_a_machine_that_is_silent(monkeypatch: pytest.MonkeyPatch) -> None:
             line.sendall(b'{"process": 1, "processes": 2, "about": "shard 0"}\n')
             assert process.group.count == 2 and not process.told.is_set()
             assert soon(process.told.is_set)
+            process.group.close()
 
 
 def test_when_it_is_over_nobody_is_missed(three: list[Process]) -> None:
     three[0].group.end()
     assert soon(lambda: all(each.group._over for each in three))  # pyright: ignore[reportPrivateUsage]
-    for line in three[0].group._lines.values():  # pyright: ignore[reportPrivateUsage]
-        line.close()
+    three[0].group.close()
     time.sleep(0.5)
     assert not any(each.told.is_set() for each in three)
 

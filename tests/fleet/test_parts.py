@@ -163,7 +163,8 @@ def test_status_adds_the_processes_of_a_try(sweep: Place) -> None:
     beat("b", group="one", processes=2, process=1, done=steps // 2)
     assert (standing().state, standing().share) == ("running", 0.75)
     beat("a", group="one", processes=2, done=steps // 4, state="pre-empted", exit_code=75)
-    beat("b", group="one", processes=2, process=1, started=now - 1, state="failed", exit_code=1, error="Oh: no")
+    failed = {"state": "failed", "exit_code": 1, "error": "Oh: no"}
+    beat("b", group="one", processes=2, process=1, done=steps // 2, started=now - 1, **failed)
     assert standing().state == "failed"
     assert any("failed (1): Oh: no" in line for line in status.lines(status.standings(sweep.out), now))
     beat("c", started=now + 1, total=steps, done=steps // 8)
