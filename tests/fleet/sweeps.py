@@ -39,7 +39,7 @@ def write(folder: Path, steps: int) -> Path:
     return file
 
 
-def start(words: list[Any], log: Path, before: str = "", **environment: str) -> subprocess.Popen[bytes]:
+def start(words: list[Any], log: Path, before: str = "pass", **environment: str) -> subprocess.Popen[bytes]:
     """The command line as a process. `before`: Python that runs in it first."""
     code = f"import sys; from cl_jax.cli import main; {before}; main(sys.argv[1:])"
     with log.open("ab") as file:
@@ -48,7 +48,7 @@ def start(words: list[Any], log: Path, before: str = "", **environment: str) -> 
 
 
 def worker(
-    out: Path, shard: int, log: Path, *words: Any, before: str = "", **environment: str
+    out: Path, shard: int, log: Path, *words: Any, before: str = "pass", **environment: str
 ) -> subprocess.Popen[bytes]:
     return start(["worker", "--sweep", out / "sweep.json", "--shard", shard, *words], log, before, **environment)
 
