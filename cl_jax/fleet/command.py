@@ -9,7 +9,7 @@ from pathlib import Path
 from cl_jax.config import LARGEST_INT
 from cl_jax.errors import UserError, unknown
 from cl_jax.fleet import options, sweep_file
-from cl_jax.fleet.start import Notice
+from cl_jax.fleet.start import Notice, placed
 
 
 def shards(command: options.Shards, out: Path, data: str | None) -> None:
@@ -60,11 +60,12 @@ def worker(command: options.Worker) -> None:
     notice.listen()  # before anything that takes long to import
     if command.sweep is None or command.shard is None:
         raise UserError(f"worker: {options.MISSING['sweep' if command.sweep is None else 'shard']}")
+    place = placed(command.processes, command.process, command.coordinator)
     from cl_jax import cache
     from cl_jax.fleet.worker import work
 
     cache.keep_compiled()
-    work(command.sweep, command.shard, notice, quiet=command.quiet)
+    work(command.sweep, command.shard, notice, place=place, quiet=command.quiet)
 
 
 def launch(command: options.Launch) -> None:

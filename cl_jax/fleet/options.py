@@ -26,6 +26,12 @@ class Worker:
     """The sweep.json that `shards` has written."""
     shard: option(int, "I") = None  # pyright: ignore[reportInvalidTypeForm]
     """Number of the shard, from 0."""
+    processes: option(str, "N|auto") = None  # pyright: ignore[reportInvalidTypeForm]
+    """Processes that train the shard together; auto: those of a srun, a TPU slice or an mpirun. Left out: 1."""
+    process: option(int, "K") = None  # pyright: ignore[reportInvalidTypeForm]
+    """Which of them this is, from 0."""
+    coordinator: option(str, "HOST:PORT") = None  # pyright: ignore[reportInvalidTypeForm]
+    """Where process 0 is found by the others; any free port of its machine."""
     quiet: Flag = False
     """Print nothing but errors, and how it ended."""
 
@@ -89,6 +95,8 @@ Its exit code says what to do:
 
 Examples:
   cl-jax worker --sweep runs/fleet/sweep.json --shard 0
+  cl-jax worker --sweep runs/fleet/sweep.json --shard 0 --processes 2 --process 0 --coordinator node1:9876
+  srun cl-jax worker --sweep runs/fleet/sweep.json --shard 0 --processes auto
 """,
     "launch": """Train all shards of a sweep by an engine that starts workers, and starts them again.
 
@@ -116,4 +124,4 @@ MISSING = {
     "shard": "give --shard, its number from 0",
     "engine": f"give an engine, one of {', '.join(ENGINES)}",
 }
-WHOLE, NUMBERS = ("members", "shard"), ("hours", "cpus", "gpus")
+WHOLE, NUMBERS = ("members", "shard", "process"), ("hours", "cpus", "gpus")
