@@ -17,6 +17,7 @@ from cl_jax.fleet import sweep_file
 from cl_jax.fleet.heartbeat import DONE, FAILED, PREEMPTED, STOPPED, Heart, Watched
 from cl_jax.fleet.start import PREEMPTED as PREEMPTED_CODE
 from cl_jax.fleet.start import Notice, distributed
+from cl_jax.fleet.store import Mirror
 from cl_jax.fleet.sweep_file import Piece, Sweep
 from cl_jax.inside import Leaving, When
 from cl_jax.progress import Bar
@@ -24,13 +25,14 @@ from cl_jax.progress import Bar
 SAVE_SECONDS = 600.0  # between two saves inside a task: what a machine that dies without notice may cost
 
 
-def work(file: Path, number: int, notice: Notice, *, quiet: bool = False) -> None:
+def work(file: Path, number: int, notice: Notice, *, quiet: bool = False, mirror: Mirror | None = None) -> None:
     """Trains a shard to its end.
 
     Args:
         file: sweep.json; shards lie beside it.
         number: of the shard, from 0.
         notice: whether to leave.
+        mirror: where the sweep is in a store, its local folder, which `file` is in.
 
     Raises:
         UserError: the sweep, its experiment or its data are not what was planned, or the disk is full.
@@ -41,17 +43,19 @@ def work(file: Path, number: int, notice: Notice, *, quiet: bool = False) -> Non
         raise UserError(f"--shard: was given {number}; {file} has the shards 0 to {len(sweep.shards) - 1}")
     piece = sweep.shards[number]
     folder = file.parent / "shards" / piece.folder
-    if (folder / "DONE.json").is_file():
+    if (folder / "DONE.json").is_file() if mirror is None else mirror.done(folder):
         print(f"shard {number} ({piece.folder}) is done already", file=sys.stderr)
         return
     attempt = new_attempt()
-    heart = Heart(folder, attempt)
+    heart = Heart(folder, attempt, None if mirror is None else mirror.beat)
     try:
-        _train(sweep, piece, file.parent, (attempt, heart), notice, quiet)
+        _train(sweep, piece, file.parent, (attempt, heart), notice, quiet, mirror)
     except Leaving:
         heart.end(PREEMPTED, PREEMPTED_CODE)
         print(f"shard {number} ({piece.folder}): told to go; what it had come to is saved", file=sys.stderr, flush=True)
         sys.stdout.flush()
+        if mirror is not None:
+            mirror.close()
         os._exit(PREEMPTED_CODE)  # the time that was given is short, and everything on disk is safe
     except UserError as error:
         heart.end(FAILED, 2, str(error))
@@ -66,7 +70,9 @@ def work(file: Path, number: int, notice: Notice, *, quiet: bool = False) -> Non
     print(f"shard {number} ({piece.folder}) is done", file=sys.stderr)
 
 
-def _train(sweep: Sweep, piece: Piece, out: Path, mine: tuple[str, Heart], notice: Notice, quiet: bool) -> None:
+def _train(
+    sweep: Sweep, piece: Piece, out: Path, mine: tuple[str, Heart], notice: Notice, quiet: bool, mirror: Mirror | None
+) -> None:
     (attempt, heart) = mine
     distributed()
     notice.listen()
@@ -89,14 +95,27 @@ def _train(sweep: Sweep, piece: Piece, out: Path, mine: tuple[str, Heart], notic
     trunks = sweep_file.shards_of(parts, out / "trunks", {member.id: member for member in first_of.values()})
     if needed.difference(*(part.members for part in parts)):
         raise UserError(f"{out}: the sweep lacks the first task of {piece.folder}; make it anew by `cl-jax shards`")
+    if mirror is not None:
+        mirror.pull(shard.folder, [each.folder for each in trunks])
     total = piece.member_steps + sum(
         part.member_steps for part, each in zip(parts, trunks, strict=True) if not each.done
     )
     heart.count(total=total)
-    run, when = shard.members[0].entry.run, When(notice, SAVE_SECONDS)
+    run = shard.members[0].entry.run
+    when = When(notice, SAVE_SECONDS)
+    if mirror is not None:
+        when = When(lambda: mirror.leaving(notice), SAVE_SECONDS, mirror.push)
     own = {member.id: first_of[member.id] for member in shard.members if member.id in first_of}
     with Bar(total, quiet=quiet) as bar:
-        run_shard(
-            shard, ready.data[run.data, run.validation], Watched(bar, heart), Programs(),
-            trunk.Trunks(trunks, own, when), stage=Stage(attempt=attempt, when=when),
-        )  # fmt: skip
+        try:
+            run_shard(
+                shard, ready.data[run.data, run.validation], Watched(bar, heart), Programs(),
+                trunk.Trunks(trunks, own, when), stage=Stage(attempt=attempt, when=when),
+            )  # fmt: skip
+        except Leaving:
+            if mirror is not None:
+                mirror.settle()
+            raise
+    if mirror is not None:
+        mirror.push(shard.folder)  # also what an earlier worker had done here, and died
+        mirror.settle()
