@@ -135,6 +135,7 @@ def gather(command: options.Gather) -> None:
 
         with view.viewed(command.out, results=True) as seen:
             out = view.gathered_into(seen, command.to)
+            seen.refresh()
             lacks = gathering.gather(seen.folder, mixed=command.mixed)
             lacks = [lack._replace(why=lack.why.replace(str(seen.folder), seen.bucket.url)) for lack in lacks]
             view.give(seen, out)

@@ -86,12 +86,10 @@ class View:
 
 @contextlib.contextmanager
 def viewed(url: str, *, results: bool) -> Iterator[View]:
-    """See `View`."""
+    """See `View`; it holds no shards before it is refreshed."""
     bucket = Bucket(url)
     with _folder() as folder, called(folder, bucket.url):
-        view = View(bucket, folder, results=results)
-        view.refresh()
-        yield view
+        yield View(bucket, folder, results=results)
 
 
 def num_shards(url: str) -> int:

@@ -14,7 +14,7 @@ from cl_jax.fleet import sweep_file
 from cl_jax.fleet.bucket import StoreError
 from cl_jax.fleet.store import Mirror
 from cl_jax.fleet.sweep_file import Options, Piece, Sweep
-from tests.fleet.stores import URL, Done, Faulty, Objects, fail, mend, store  # noqa: F401
+from tests.fleet.stores import URL, Done, Faulty, Objects, fail, mend
 
 SHARD = "shards/ewc-1"
 STEPS = f"steps/{SHARD}"
@@ -56,7 +56,7 @@ def files(name: str, content: bytes = b"weights") -> dict[str, bytes]:
 
 
 @pytest.fixture
-def at(store: Objects, tmp_path: Path) -> Place:  # noqa: F811
+def at(store: Objects, tmp_path: Path) -> Place:
     piece = Piece(folder="ewc-1", members=("0" * 12,), width=1, alone=True, member_steps=3)
     sweep_file.write(tmp_path / "sweep.json", Sweep(
         name="steps", experiment="experiment.py", experiment_sha256="0" * 64, options=Options(), data_sha256={},
