@@ -16,6 +16,7 @@ from typing import Any
 from cl_jax import options
 from cl_jax.errors import UserError, unknown
 from cl_jax.fleet import options as fleet
+from cl_jax.fleet.bucket import StoreError, is_url
 
 
 class Terminated(BaseException):
@@ -34,6 +35,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
             sys.stdout.flush()
     except UserError as error:
         _fail(str(error))
+    except StoreError as error:
+        print(f"cl-jax: {error}; what was brought up is safe: run again", file=sys.stderr)
+        raise SystemExit(1) from None
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python complains when it flushes at exit
         raise SystemExit(1) from None
@@ -105,12 +109,17 @@ def _call(command: Any) -> None:
         devices.every_core()
         cache.keep_compiled()
         name = command.experiment.resolve().name.removesuffix(".py")
-        out = command.out or Path("runs") / (name if command.size is None else f"{name}-{command.size}")
+        out = Path(command.out or Path("runs") / (name if command.size is None else f"{name}-{command.size}"))
         if isinstance(command, fleet.Shards):
             from cl_jax.fleet import command as of_shards
 
-            of_shards.shards(command, out, _data_name(command.data))
+            if is_url(command.out):
+                of_shards.shards_in_store(command, command.out, _data_name(command.data))
+            else:
+                of_shards.shards(command, out, _data_name(command.data))
             return
+        if re.match(r"[a-z0-9]+:/", str(out)):  # two slashes are one in a path
+            raise UserError(f"--out {out}: give a folder; in a store is what `cl-jax shards` and its workers make")
         job = runner.prepare(
             command.experiment, out, data=_data_name(command.data), folder=command.data_dir, seeds=command.seeds,
             steps=command.steps, width=command.width, shared=not command.unshared,

@@ -8,6 +8,7 @@ exactly there. Steps and batches are addressed by task and step, so that nothing
 import math
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -28,6 +29,13 @@ class When(NamedTuple):
 
     leave: Callable[[], bool]  # whether this process is to leave
     every: float = math.inf  # seconds after which it is saved anyway, for a process that is killed without notice
+    # Told the folder of a shard when something in it is committed, which then is at once; None: nobody is.
+    committed: Callable[[Path], None] | None = None
+
+    def tell(self, folder: Path) -> None:
+        """That something in it is committed."""
+        if self.committed is not None:
+            self.committed(folder)
 
 
 NEVER = When(lambda: False)
@@ -86,6 +94,7 @@ class Exit:
         if self._when.leave():
             if self._waves:  # else nothing is behind the shard that is not saved
                 self._save(self._merged(self._waves, self._ended), self._behind)
+                self._when.tell(self._crew.shard.folder)
             raise Leaving
 
     def within(self, part: Part) -> "Within":
@@ -104,6 +113,7 @@ class Exit:
             behind[part.wave.places] = step
             waves, states = [*self._waves, part.wave], [*self._ended, to_host(part.wave, state)]
             self._save(self._merged(waves, states), behind)
+            self._when.tell(self._crew.shard.folder)
             self._saved = time.monotonic()
         if leave:
             raise Leaving

@@ -124,6 +124,10 @@ def _run(
                     _committed(shard, pending, ends, checkpoints)
                 save(standing, checkpoints)
                 pending = standing
+                if stage.when.committed is not None:  # the next task may take hours
+                    _committed(shard, pending, ends, checkpoints)
+                    stage.when.tell(shard.folder)
+                    pending = None
         except inside.Leaving:
             if pending is not None:
                 _committed(shard, pending, ends, checkpoints)

@@ -164,6 +164,7 @@ def _trained(shard: Shard, data: Data, progress: Progress, programs: Programs, w
             assert before is not None
             kept = before._asdict()
         write_json(shard.folder / "DONE.json", {"tasks": 1})
+        when.tell(shard.folder)
     finally:
         checkpoints.close()
     return Start(**{name: kept[name] for name in Start._fields})

@@ -4,8 +4,9 @@
     python launch/ray_tasks.py runs/fleet
 
 Ray only decides where and when. What makes that safe is in the worker and in the folder, which every node has to see
-under the same path: a task may be run again, elsewhere or twice. Nothing of cl_jax is imported here, so that Ray may be
-installed apart from it (`--worker`), and this file is all there is to read of how Ray is used.
+under the same path, or in the store that a URL names: a task may be run again, elsewhere or twice. Nothing of cl_jax is
+imported here, so that Ray may be installed apart from it (`--worker`), and this file is all there is to read of how Ray
+is used.
 
 Exit codes: 0 all shards are done; 1 some are not, and are named; 2 a mistake.
 """
@@ -19,7 +20,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import ray
 
@@ -41,7 +42,8 @@ def shard(command: list[str]) -> int:
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Train a sweep on a Ray cluster.")
-    parser.add_argument("out", type=Path, help="the folder that sweep.json is in; every node sees it under this path")
+    parser.add_argument("out", help="the folder or URL that sweep.json is in; every node sees it under this path")
+    parser.add_argument("--shards", type=int, help="how many there are; needed where sweep.json is in a store")
     parser.add_argument("--address", help="of the cluster; left out: the one that is found, or else this machine alone")
     parser.add_argument("--cpus", type=float, default=1, help="CPUs a shard; left out: 1")
     parser.add_argument("--gpus", type=float, default=0, help="GPUs a shard; left out: 0")
@@ -52,15 +54,14 @@ def parse() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def train(out: Path, options: dict[str, Any], worker: list[str]) -> dict[int, str]:
-    """Runs every shard until it needs no more; what became of those that are not done, by number."""
-    file = (out / "sweep.json").resolve()
-    count, lost = len(json.loads(file.read_text())["shards"]), {}
+def train(file: str, count: int, options: dict[str, Any], worker: list[str]) -> dict[int, str]:
+    """Runs every shard of a sweep.json until it needs no more; what became of those that are not done, by number."""
+    lost: dict[int, str] = {}
     deaths: collections.Counter[int] = collections.Counter()
     task = shard.options(**options)
 
     def begin(number: int) -> Any:
-        return task.remote([*worker, "--sweep", str(file), "--shard", str(number), "--quiet"])
+        return task.remote([*worker, "--sweep", file, "--shard", str(number), "--quiet"])
 
     running = {begin(number): number for number in range(count)}
     while running:
@@ -84,11 +85,22 @@ def train(out: Path, options: dict[str, Any], worker: list[str]) -> dict[int, st
     return lost
 
 
+def _fail(message: str) -> NoReturn:
+    print(message, file=sys.stderr)
+    raise SystemExit(MISTAKE)
+
+
 def main() -> None:
     given = parse()
-    if not (given.out / "sweep.json").is_file():
-        print(f"no sweep.json in {given.out}: give the folder that `cl-jax shards` has written", file=sys.stderr)
-        raise SystemExit(2)
+    if "://" in given.out:
+        file, count = f"{given.out.rstrip('/')}/sweep.json", given.shards
+        if count is None:
+            _fail(f"--shards: is missing; `cl-jax shards` has said how many {file} has")
+    else:
+        path = Path(given.out) / "sweep.json"
+        if not path.is_file():
+            _fail(f"no sweep.json in {given.out}: give the folder that `cl-jax shards` has written")
+        file, count = str(path.resolve()), len(json.loads(path.read_text())["shards"])
     try:
         ray.init(address=given.address or "auto", log_to_driver=True)
     except ConnectionError:
@@ -96,7 +108,7 @@ def main() -> None:
             raise
         ray.init()
     options = {"num_cpus": given.cpus, "num_gpus": given.gpus, "resources": json.loads(given.resources)}
-    lost = train(given.out, options, shlex.split(given.worker))
+    lost = train(file, count, options, shlex.split(given.worker))
     for number, what in sorted(lost.items()):
         print(f"not done: shard {number}, {what}", file=sys.stderr)
     raise SystemExit(1 if lost else 0)

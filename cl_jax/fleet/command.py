@@ -9,14 +9,16 @@ from pathlib import Path
 from cl_jax.config import LARGEST_INT
 from cl_jax.errors import UserError, unknown
 from cl_jax.fleet import options, sweep_file
-from cl_jax.fleet.start import Notice, placed
+from cl_jax.fleet.bucket import is_url
+from cl_jax.fleet.start import ALONE, Notice, placed
 
 
-def shards(command: options.Shards, out: Path, data: str | None) -> None:
+def shards(command: options.Shards, out: Path, data: str | None, place: str | None = None) -> None:
     """Plans a sweep, writes it and says what it is.
 
     Args:
         data: the source that --data names.
+        place: what `out` is called; None: its own name.
 
     Raises:
         UserError: an option, the experiment, the data or the output folder is not right.
@@ -50,8 +52,17 @@ def shards(command: options.Shards, out: Path, data: str | None) -> None:
     sweep_file.write(out / job.SWEEP, sweep)
     labels = {member.id: member.entry.label for member in ready.members()}
     print("\n".join(in_words(sweep, lambda piece: labels[piece.members[0]])))
-    print(f"sweep: {out / job.SWEEP}")
-    print(f"each:  cl-jax worker --sweep {out / job.SWEEP} --shard I, for I from 0 to {len(sweep.shards) - 1}")
+    file = out / job.SWEEP if place is None else f"{place}/{job.SWEEP}"
+    print(f"sweep: {file}")
+    print(f"each:  cl-jax worker --sweep {file} --shard I, for I from 0 to {len(sweep.shards) - 1}")
+
+
+def shards_in_store(command: options.Shards, url: str, data: str | None) -> None:
+    """`shards` of a sweep in an object store."""
+    from cl_jax.fleet import view
+
+    with view.planned(url) as folder:
+        shards(command, folder, data, url.rstrip("/"))
 
 
 def worker(command: options.Worker) -> None:
@@ -65,7 +76,25 @@ def worker(command: options.Worker) -> None:
     from cl_jax.fleet.worker import work
 
     cache.keep_compiled()
-    work(command.sweep, command.shard, notice, place=place, quiet=command.quiet)
+    if is_url(command.sweep):
+        from cl_jax.fleet.store import Mirror
+
+        if place != ALONE:
+            raise UserError(
+                "--processes: several processes a shard need a folder that all of them see, and the sweep is in a "
+                "store; leave it out, or plan the sweep in a folder"
+            )
+        mirror = Mirror(command.sweep, command.shard, command.scratch)
+        over = False
+        try:
+            work(mirror.file, command.shard, notice, quiet=command.quiet, mirror=mirror)
+            over = True
+        finally:
+            mirror.close(over=over)
+    elif command.scratch is not None:
+        raise UserError("--scratch: a sweep in a folder is trained there; leave it out")
+    else:
+        work(Path(command.sweep), command.shard, notice, place=place, quiet=command.quiet)
 
 
 def launch(command: options.Launch) -> None:
@@ -83,6 +112,10 @@ def launch(command: options.Launch) -> None:
     words = [
         f"--{name}={value}" for name in ("cpus", "gpus", "address") if (value := getattr(command, name)) is not None
     ]
+    if is_url(command.out):
+        from cl_jax.fleet import view
+
+        words.append(f"--shards={view.num_shards(command.out)}")
     raise SystemExit(subprocess.run([sys.executable, str(file), str(command.out), *words], check=False).returncode)
 
 
@@ -90,19 +123,39 @@ def status(command: options.Status) -> None:
     """Prints where a sweep stands."""
     from cl_jax.fleet.status import show
 
-    show(command.out, watch=command.watch)
+    if not is_url(command.out):
+        show(Path(command.out), watch=command.watch)
+        return
+    from cl_jax.fleet.view import viewed
+
+    with viewed(command.out, results=False) as view:
+        show(view.folder, watch=command.watch, refresh=view.refresh)
 
 
 def gather(command: options.Gather) -> None:
     """Writes the table. Raises SystemExit: 1, where anything is missing."""
     from cl_jax.fleet import gather as gathering
 
-    lacks = gathering.gather(command.out, mixed=command.mixed)
+    if is_url(command.out):
+        from cl_jax.fleet import view
+
+        with view.viewed(command.out, results=True) as seen:
+            out = view.gathered_into(seen, command.to)
+            seen.refresh()
+            lacks = gathering.gather(seen.folder, mixed=command.mixed)
+            lacks = [lack._replace(why=lack.why.replace(str(seen.folder), seen.bucket.url)) for lack in lacks]
+            view.give(seen, out)
+            print(f"results: {seen.bucket.url}/results.parquet")
+    elif command.to is not None:
+        raise UserError("--to: the table of a sweep in a folder goes there; leave it out")
+    else:
+        out = Path(command.out)
+        lacks = gathering.gather(out, mixed=command.mixed)
     for lack in lacks:
         print(
             f"missing: shard {lack.number} ({lack.folder}), {lack.why}; members {', '.join(lack.members)}",
             file=sys.stderr,
         )
-    print(f"results: {command.out / 'results.parquet'}{', in part' if lacks else ''}")
+    print(f"results: {out / 'results.parquet'}{', in part' if lacks else ''}")
     if lacks:
         raise SystemExit(1)

@@ -10,7 +10,7 @@ import os
 import platform
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from cl_jax.progress import Bar
 from cl_jax.results import read_json, write_json
 
 BEAT_SECONDS, LEAST_SECONDS = 5.0, 1.0  # between two beats; the less where what it does has changed
+SEND_SECONDS = 20.0  # between two that go to a store, which has a price for each
 STALE_SECONDS = 60.0  # without a beat: the process, its machine or its network is gone
 RUNNING, DONE, PREEMPTED, FAILED, STOPPED = "running", "done", "pre-empted", "failed", "stopped"
 
@@ -56,9 +57,10 @@ class Heart:
     Args:
         folder: of the shard.
         attempt: name that this process alone uses.
+        send: brings the file to where others read it; None: they read it here.
     """
 
-    def __init__(self, folder: Path, attempt: str):
+    def __init__(self, folder: Path, attempt: str, send: Callable[[Path], None] | None = None):
         self._file = folder / "beats" / f"{attempt}.json"
         now = time.time()
         self._beat = Beat(
@@ -66,7 +68,9 @@ class Heart:
             done=0, trained=0, doing="starting", environment={},
         )  # fmt: skip
         self._lock, self._changed, self._over = threading.Lock(), threading.Event(), False
+        self._send, self._sending, self._sent = send, threading.Lock(), time.monotonic()
         self._write()  # if the folder cannot be written, it is known now
+        self._bring()
         threading.Thread(target=self._beating, daemon=True).start()
 
     def tell(self, **changes: Any) -> None:
@@ -94,7 +98,9 @@ class Heart:
         self._over = True
         self.tell(state=state, exit_code=exit_code, error=error)
         with contextlib.suppress(OSError):  # how it ended is also in the exit code
-            self._write()
+            self._write(last=True)
+        with contextlib.suppress(Exception):
+            self._bring()
 
     def _beating(self) -> None:
         while not self._over:
@@ -103,10 +109,19 @@ class Heart:
             self._changed.clear()
             with contextlib.suppress(OSError):  # a beat that is lost is not worth a shard
                 self._write()
+            if time.monotonic() - self._sent >= SEND_SECONDS:
+                with contextlib.suppress(Exception):
+                    self._bring()
 
-    def _write(self) -> None:
+    def _bring(self) -> None:
+        if self._send is not None:
+            with self._sending:  # whoever comes later reads the file later, so that the last beat is the last to go
+                self._sent = time.monotonic()
+                self._send(self._file)
+
+    def _write(self, last: bool = False) -> None:
         with self._lock:  # held while writing: a beat that was begun must not replace the last one
-            if self._over and self._beat.state == RUNNING:
+            if self._over and not last:
                 return
             self._beat = dataclasses.replace(self._beat, beat=time.time())
             write_json(self._file, dataclasses.asdict(self._beat))

@@ -3,13 +3,15 @@
 import dataclasses
 from pathlib import Path
 
-from cl_jax.option_fields import Flag, Job, option, place, word
+from cl_jax.option_fields import Flag, Job, option, word
 
 
 @dataclasses.dataclass
 class Shards(Job):
     """Cut an experiment into shards that processes train apart, and write sweep.json."""
 
+    out: option(str, "FOLDER|URL") = None  # pyright: ignore[reportInvalidTypeForm, reportIncompatibleVariableOverride]
+    """Where the sweep goes, also s3://bucket/folder and gs://...; left out: runs/<name of the experiment's folder>."""
     members: option(int, "N") = None  # pyright: ignore[reportInvalidTypeForm]
     """Runs in a shard; left out: all that share a program."""
     hours: option(float, "H") = None  # pyright: ignore[reportInvalidTypeForm]
@@ -22,7 +24,7 @@ class Shards(Job):
 class Worker:
     """Train one shard of a sweep; to be started again until it exits 0."""
 
-    sweep: option(Path, "FILE") = None  # pyright: ignore[reportInvalidTypeForm]
+    sweep: option(str, "FILE|URL") = None  # pyright: ignore[reportInvalidTypeForm]
     """The sweep.json that `shards` has written."""
     shard: option(int, "I") = None  # pyright: ignore[reportInvalidTypeForm]
     """Number of the shard, from 0."""
@@ -32,6 +34,8 @@ class Worker:
     """Which of them this is, from 0."""
     coordinator: option(str, "HOST:PORT") = None  # pyright: ignore[reportInvalidTypeForm]
     """Where process 0 is found by the others; any free port of its machine."""
+    scratch: option(Path, "FOLDER") = None  # pyright: ignore[reportInvalidTypeForm]
+    """Of a sweep in a store: where its local copy lies until the shard is done; left out: in the user's cache."""
     quiet: Flag = False
     """Print nothing but errors, and how it ended."""
 
@@ -40,7 +44,7 @@ class Worker:
 class Status:
     """Say where the shards of a sweep stand."""
 
-    out: place("FOLDER")  # pyright: ignore[reportInvalidTypeForm]
+    out: word("FOLDER|URL")  # pyright: ignore[reportInvalidTypeForm]
     """The folder that sweep.json is in."""
     watch: Flag = False
     """Again and again, until every shard is done."""
@@ -50,8 +54,10 @@ class Status:
 class Gather:
     """Write the one table of a sweep from its shards, and say what is missing."""
 
-    out: place("FOLDER")  # pyright: ignore[reportInvalidTypeForm]
+    out: word("FOLDER|URL")  # pyright: ignore[reportInvalidTypeForm]
     """The folder that sweep.json is in."""
+    to: option(Path, "FOLDER") = None  # pyright: ignore[reportInvalidTypeForm]
+    """Of a sweep in a store: where else its table goes, for `report`; left out: runs/<last name of the URL>."""
     mixed: Flag = False
     """Also where shards were trained by different versions, at different precisions or on different platforms."""
 
@@ -62,7 +68,7 @@ class Launch:
 
     engine: word("ENGINE")  # pyright: ignore[reportInvalidTypeForm]
     """ray: a task a shard on a Ray cluster, or on this machine."""
-    out: place("FOLDER")  # pyright: ignore[reportInvalidTypeForm]
+    out: word("FOLDER|URL")  # pyright: ignore[reportInvalidTypeForm]
     """The folder that sweep.json is in; every machine sees it under this path."""
     cpus: option(float, "X") = None  # pyright: ignore[reportInvalidTypeForm]
     """CPUs that a shard takes; left out: 1."""
@@ -82,6 +88,7 @@ The same command again writes the same; nothing is trained.
 Examples:
   cl-jax shards experiments/quickstart --out runs/fleet --members 20
   cl-jax shards experiments/quickstart --out runs/fleet --hours 2
+  cl-jax shards experiments/quickstart --out s3://bucket/fleet --members 20
 """,
     "worker": """Train one shard of a sweep, from wherever an earlier worker left it.
 
@@ -97,6 +104,7 @@ Examples:
   cl-jax worker --sweep runs/fleet/sweep.json --shard 0
   cl-jax worker --sweep runs/fleet/sweep.json --shard 0 --processes 2 --process 0 --coordinator node1:9876
   srun cl-jax worker --sweep runs/fleet/sweep.json --shard 0 --processes auto
+  cl-jax worker --sweep s3://bucket/fleet/sweep.json --shard 0 --scratch /local
 """,
     "launch": """Train all shards of a sweep by an engine that starts workers, and starts them again.
 
@@ -117,6 +125,7 @@ It exits 1 where shards are missing, names them, and writes what is there.
 
 Examples:
   cl-jax gather runs/fleet && cl-jax report runs/fleet
+  cl-jax gather s3://bucket/fleet --to runs/fleet && cl-jax report runs/fleet
 """,
 }
 MISSING = {

@@ -1,7 +1,7 @@
 """`cl-jax status OUT`: where the shards of a sweep stand, in lines that also read well in a log."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -122,9 +122,10 @@ def _where(beat: Beat) -> str:
     return f"{beat.host}, process {beat.pid}"
 
 
-def show(out: Path, *, watch: bool = False, seconds: float = 10.0) -> None:
-    """Prints the lines; `watch`: again and again, until every shard is done."""
+def show(out: Path, *, watch: bool = False, seconds: float = 10.0, refresh: Callable[[], None] = lambda: None) -> None:
+    """Prints the lines; `watch`: again and again, until every shard is done. `refresh`: called before each time."""
     while True:
+        refresh()
         found = standings(out)
         print(time.strftime("%Y-%m-%d %H:%M:%S"))
         print("\n".join(lines(found, time.time())), flush=True)

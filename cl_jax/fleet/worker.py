@@ -10,10 +10,11 @@ with 0, or all but the one that was lost or failed with 75. Whoever trains the s
 number of them.
 """
 
+import contextlib
 import os
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -27,6 +28,7 @@ from cl_jax.fleet.group import Group
 from cl_jax.fleet.heartbeat import DONE, FAILED, PREEMPTED, STOPPED, CatchingUp, Heart, Watched
 from cl_jax.fleet.start import ALONE, Notice, Placed, distributed
 from cl_jax.fleet.start import PREEMPTED as PREEMPTED_CODE
+from cl_jax.fleet.store import Mirror
 from cl_jax.fleet.sweep_file import Piece, Sweep
 from cl_jax.inside import Leaving, When
 from cl_jax.plan import Shard, begin
@@ -43,9 +45,12 @@ class _Process(NamedTuple):
     heart: Heart
     notice: Notice
     group: Group
+    mirror: Mirror | None
 
 
-def work(file: Path, number: int, notice: Notice, *, place: Placed = ALONE, quiet: bool = False) -> None:
+def work(
+    file: Path, number: int, notice: Notice, *, place: Placed = ALONE, quiet: bool = False, mirror: Mirror | None = None
+) -> None:
     """Trains a shard to its end.
 
     Args:
@@ -53,6 +58,7 @@ def work(file: Path, number: int, notice: Notice, *, place: Placed = ALONE, quie
         number: of the shard, from 0.
         notice: whether to leave.
         place: of this process among those that train the shard.
+        mirror: where the sweep is in a store, its local folder, which `file` is in.
 
     Raises:
         UserError: the sweep, its experiment or its data are not what was planned, or the disk is full.
@@ -63,21 +69,23 @@ def work(file: Path, number: int, notice: Notice, *, place: Placed = ALONE, quie
         raise UserError(f"--shard: was given {number}; {file} has the shards 0 to {len(sweep.shards) - 1}")
     piece = sweep.shards[number]
     folder = file.parent / "shards" / piece.folder
-    if (folder / "DONE.json").is_file():
+    if (folder / "DONE.json").is_file() if mirror is None else mirror.done(folder):
         print(f"shard {number} ({piece.folder}) is done already", file=sys.stderr)
         return
     attempt, group = new_attempt(), None
-    heart = Heart(folder, attempt)
+    heart = Heart(folder, attempt, None if mirror is None else mirror.beat)
     try:
         group = Group(place, f"shard {number} ({piece.folder}) of {sweep.name}", notice, notice.tell)
         if group.count > 1:
             heart.tell(group=group.id, process=group.number, processes=group.count)
-        _train(sweep, piece, file.parent, _Process(attempt, heart, notice, group), quiet)
+        _train(sweep, piece, file.parent, _Process(attempt, heart, notice, group, mirror), quiet)
     except Leaving:
         heart.end(PREEMPTED, PREEMPTED_CODE)
         _told(group, "was told to go")
         print(f"shard {number} ({piece.folder}): told to go; what it had come to is saved", file=sys.stderr, flush=True)
         sys.stdout.flush()
+        if mirror is not None:
+            mirror.close()
         os._exit(PREEMPTED_CODE)  # the time that was given is short, and everything on disk is safe
     except UserError as error:
         heart.end(FAILED, 2, str(error))
@@ -132,17 +140,36 @@ def _train(sweep: Sweep, piece: Piece, out: Path, this: _Process, quiet: bool) -
     trunks = sweep_file.shards_of(pieces, out / "trunks", {member.id: member for member in first_of.values()})
     if needed.difference(*(each.members for each in pieces)):
         raise UserError(f"{out}: the sweep lacks the first task of {piece.folder}; make it anew by `cl-jax shards`")
+    if this.mirror is not None:
+        this.mirror.pull(shard.folder, [each.folder for each in trunks])
     steps = piece.member_steps * len(mine.members) // len(shard.members)
     firsts = zip(pieces, trunks, strict=True)
     total = steps + sum(each.member_steps for each, trained in firsts if not trained.done and not mine.done)
     heart.count(total=total, done=steps if mine.done else 0)
-    run, when = shard.members[0].entry.run, When(this.notice, SAVE_SECONDS)
-    if mine.members and not mine.done:
-        with Bar(total, quiet=quiet) as bar:
+    run = shard.members[0].entry.run
+    # What is done here may not have come to the store, if a worker died in between.
+    if mine.members and (this.mirror is not None or not mine.done):
+        with Bar(total, quiet=quiet) as bar, _stored(this, shard) as when:
             start = trunk.Trunks(trunks, own, when)
             _train_part(mine, ready.data[run.data, run.validation], Watched(bar, heart), start, (this, when))
     if this.group.count > 1:
         _finish(shard, every, this)
+
+
+@contextlib.contextmanager
+def _stored(this: _Process, shard: Shard) -> Iterator[When]:
+    """When to save and to leave. Where the sweep is in a store, everything that was saved has come there at the end."""
+    mirror = this.mirror
+    if mirror is None:
+        yield When(this.notice, SAVE_SECONDS)
+        return
+    try:
+        yield When(lambda: mirror.leaving(this.notice), SAVE_SECONDS, mirror.push)
+    except Leaving:
+        mirror.settle()
+        raise
+    mirror.push(shard.folder)  # also what an earlier worker had done here, and died
+    mirror.settle()
 
 
 def _train_part(mine: Shard, data: Data, progress: Watched, trunks: Trunks, about: tuple[_Process, When]) -> None:

@@ -7,6 +7,7 @@ import pytest
 
 from cl_jax import cli
 from cl_jax.fleet import worker as workers
+from tests.fleet.stores import store as store
 from tests.fleet.sweeps import train, write
 
 

@@ -46,9 +46,10 @@ def cluster() -> Iterator[Any]:
 
 def test_exit_codes(cluster: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Told to go: again; a mistake or a fault: named, and the others go on; killed: again, a few times."""
-    (tmp_path / "sweep.json").write_text('{"shards": [0, 1, 2, 3]}')
     (tmp_path / "worker.py").write_text(FAKE)
-    lost = ray_tasks.train(tmp_path, {"num_cpus": 1}, [sys.executable, str(tmp_path / "worker.py")])
+    lost = ray_tasks.train(
+        str(tmp_path / "sweep.json"), 4, {"num_cpus": 1}, [sys.executable, str(tmp_path / "worker.py")]
+    )
     assert lost == {1: "a mistake, see its message", 3: "a fault, exit code 1"}
     assert [len((tmp_path / f"tried-{shard}").read_text()) for shard in range(4)] == [3, 1, 2, 1]
     told = capsys.readouterr().out
@@ -62,7 +63,9 @@ def test_a_node_killed_inside_a_task(cluster: Any, tmp_path: Path) -> None:
     assert start(["shards", experiment, "--out", out, "--members", 2], log).wait(60) == 0, log.read_text()
     lost: list[dict[int, str]] = []
     worker = [sys.executable, "-m", "cl_jax.cli", "worker"]
-    thread = threading.Thread(target=lambda: lost.append(ray_tasks.train(out, {"num_cpus": 1}, worker)))
+    thread = threading.Thread(
+        target=lambda: lost.append(ray_tasks.train(str(out / "sweep.json"), 3, {"num_cpus": 1}, worker))
+    )
     thread.start()
     while not any(beat["trained"] for shard in range(3) for beat in beats(out, shard)):
         assert thread.is_alive()
