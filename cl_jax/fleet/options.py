@@ -55,19 +55,38 @@ class Launch:
     """Train all shards of a sweep by an engine that starts workers."""
 
     engine: word("ENGINE")  # pyright: ignore[reportInvalidTypeForm]
-    """ray: a task a shard on a Ray cluster, or on this machine."""
+    """ray: a task a shard on a Ray cluster, or on this machine. slurm: a job array, of a task a shard."""
     out: place("FOLDER")  # pyright: ignore[reportInvalidTypeForm]
     """The folder that sweep.json is in; every machine sees it under this path."""
     cpus: option(float, "X") = None  # pyright: ignore[reportInvalidTypeForm]
     """CPUs that a shard takes; left out: 1."""
     gpus: option(float, "X") = None  # pyright: ignore[reportInvalidTypeForm]
     """GPUs that a shard takes; left out: 0."""
+    worker: option(str, "COMMAND") = None  # pyright: ignore[reportInvalidTypeForm]
+    """Of a worker on its machine, such as 'cl-jax worker'; left out: that of this Python."""
     address: option(str, "ADDRESS") = None  # pyright: ignore[reportInvalidTypeForm]
-    """Of the cluster; left out: the one that is found, or else this machine alone."""
+    """Of the Ray cluster; left out: the one that is found, or else this machine alone."""
+    partition: option(str, "NAME") = None  # pyright: ignore[reportInvalidTypeForm]
+    """Of the SLURM cluster, several with commas; left out: its default."""
+    time: option(str, "H:M:S") = None  # pyright: ignore[reportInvalidTypeForm]
+    """SLURM: that a shard may run at a time, after which it queues again; left out: 04:00:00."""
+    nodes: option(int, "N") = None  # pyright: ignore[reportInvalidTypeForm]
+    """SLURM: nodes that train a shard together; left out: 1."""
+    at_once: option(int, "N") = None  # pyright: ignore[reportInvalidTypeForm]
+    """SLURM: shards that run at a time; left out: as many as fit."""
+    dry: Flag = False
+    """Only write what would be submitted."""
 
 
 COMMANDS = {"shards": Shards, "worker": Worker, "launch": Launch, "status": Status, "gather": Gather}
-ENGINES = {"ray": "ray_tasks.py"}  # by the name of their file in the checkout's folder launch
+ENGINES = {  # by the name of their file in the checkout's folder launch
+    "ray": "ray_tasks.py",
+    "slurm": "slurm.py",
+}
+TAKES = {  # which options of `launch` an engine has
+    "ray": ("cpus", "gpus", "worker", "address"),
+    "slurm": ("cpus", "gpus", "worker", "partition", "time", "nodes", "at_once", "dry"),
+}
 ABOUT = {
     "shards": """Cut an experiment into shards that processes train apart, and write sweep.json.
 
@@ -92,10 +111,12 @@ Examples:
 """,
     "launch": """Train all shards of a sweep by an engine that starts workers, and starts them again.
 
-It exits 0 when all shards are done, and 1 where some are not, which it names.
+ray    waits: exits 0 when all shards are done, and 1 where some are not, which it names
+slurm  submits those that are not done, by a script that it writes to OUT/launch, and exits 0
 
 Examples:
   cl-jax launch ray runs/fleet --cpus 2
+  cl-jax launch slurm runs/fleet --partition gpu --gpus 1 --time 04:00:00
 """,
     "status": """Say where the shards of a sweep stand: done, running, stale, failed, waiting.
 
@@ -116,4 +137,4 @@ MISSING = {
     "shard": "give --shard, its number from 0",
     "engine": f"give an engine, one of {', '.join(ENGINES)}",
 }
-WHOLE, NUMBERS = ("members", "shard"), ("hours", "cpus", "gpus")
+WHOLE, NUMBERS = ("members", "shard", "nodes", "at_once"), ("hours", "cpus", "gpus")
