@@ -32,6 +32,7 @@ set -u
 signals={signals}
 logs={logs}
 worker=({worker})
+tell() {{ {tell}; }}
 """
 BODY = """\
 shard=$SLURM_ARRAY_TASK_ID
@@ -53,7 +54,7 @@ again() {
 }
 
 told=0
-trap 'told=$((told + 1)); kill -TERM $(jobs -p) 2>/dev/null' TERM
+trap 'told=$((told + 1)); tell' TERM
 "${worker[@]}" --shard "$shard" &
 heard=-1
 until [ "$heard" = "$told" ]; do  # being told ends `wait` before the worker has ended
@@ -136,20 +137,22 @@ def render(given: argparse.Namespace, left: Sequence[int]) -> str:
         "open-mode": "append",
         "output": f"{out}/logs/shard-".replace("%", "%%") + "%a.log",
     }
-    lines = ["--requeue", *(f"--{name}={_plain(value)}" for name, value in options.items() if value)]
-    worker = [*_words(given.worker), "--sweep", str(out / "sweep.json"), "--quiet"]
-    if nodes > 1:
+    lines = ["--requeue", *(f"--{name}={_quoted(value)}" for name, value in options.items() if value)]
+    worker, tell = [*_words(given.worker), "--sweep", str(out / "sweep.json"), "--quiet"], "kill -TERM $(jobs -p)"
+    if nodes > 1:  # srun itself, told to go, would kill what it has started
+        tell = 'scancel --signal=TERM "$task"'
         worker = ["srun", f"--ntasks={nodes}", f"--cpus-per-task={cpus}", *worker, "--processes", "auto"]
     head = HEAD.format(
         directives="\n".join(f"#SBATCH {line}" for line in lines),
         logs=shlex.quote(str(out / "logs")), worker=shlex.join(worker), signals=SIGNALS,
+        tell=f"{tell} 2>/dev/null",
     )  # fmt: skip
     return head + BODY
 
 
-def _plain(value: str) -> str:
-    """SLURM reads its lines by a rule of its own, in which a backslash makes plain whatever follows."""
-    return re.sub(r"([^\w./=%:@,+-])", r"\\\1", value)
+def _quoted(value: str) -> str:
+    """As SLURM reads its lines: between double quotes a backslash makes plain what follows, and nothing else counts."""
+    return value if re.fullmatch(r"[\w./=%:@,+-]+", value) else '"' + re.sub(r'(["\\])', r"\\\1", value) + '"'
 
 
 def _count(name: str, text: str, least: int = 1) -> int:
@@ -218,7 +221,8 @@ def launch(given: argparse.Namespace) -> None:
         raise Mistake(f"sbatch has refused it, see above{many}. Again: {submit}")
     job = sent.stdout.strip().partition(";")[0]
     print(f"job {job}: {len(left)} of {count} shards; logs: {script.parents[1] / 'logs'}")
-    print(f"watch: cl-jax status {shlex.quote(str(given.out))} --watch; end it: scancel {job}")
+    print(f"watch: cl-jax status {shlex.quote(str(given.out))} --watch")
+    print(f"queue: squeue --jobs {job}; end it: scancel {job}")
 
 
 def main(words: Sequence[str] | None = None) -> None:

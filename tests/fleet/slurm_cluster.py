@@ -19,7 +19,7 @@ SlurmctldPort={ports[0]}
 SlurmUser={user}
 SlurmdUser={user}
 AuthType=auth/munge
-AuthInfo=socket={folder}/munge/socket,cred_expire=1
+AuthInfo=socket={folder}/munge/socket,cred_expire=5
 CredType=cred/munge
 StateSaveLocation={folder}/state
 SlurmdSpoolDir={folder}/%n
@@ -33,8 +33,8 @@ AccountingStorageType=accounting_storage/none
 JobAcctGatherType=jobacct_gather/none
 SelectType=select/cons_tres
 SelectTypeParameters=CR_CPU
-SchedulerType=sched/builtin
-SchedulerParameters=sched_interval=1,sched_min_interval=100000,batch_sched_delay=0,requeue_delay=0
+SchedulerType=sched/backfill
+SchedulerParameters=sched_interval=1,bf_interval=1
 SlurmdParameters=config_overrides
 ReturnToService=2
 JobRequeue=1
@@ -42,7 +42,7 @@ KillWait=10
 CompleteWait=0
 NodeName=node1 NodeHostname={host} NodeAddr=127.0.0.1 Port={ports[1]} CPUs=2 State=UNKNOWN
 NodeName=node2 NodeHostname={host} NodeAddr=127.0.0.1 Port={ports[2]} CPUs=2 State=UNKNOWN
-PartitionName=short Nodes=node1,node2 Default=YES MaxTime=1:00:00 State=UP
+PartitionName=short Nodes=node1,node2 Default=YES MaxTime=INFINITE State=UP
 """
 
 
@@ -118,8 +118,10 @@ def tell(*command: str) -> str:
 
 
 def until(true: Callable[[], object], folder: Path | None = None, seconds: float = 60.0) -> None:
-    """Waits for it."""
+    """Waits for it, with what happens in the cluster in this folder."""
     end = time.monotonic() + seconds
     while not true():
-        assert time.monotonic() < end, "it took too long" if folder is None else (folder / "log").read_text()[-5000:]
+        if time.monotonic() > end:
+            seen = "" if folder is None else tell("squeue", "--all") + (folder / "log").read_text()[-3000:]
+            raise AssertionError(f"it took too long\n{seen}")
         time.sleep(0.1)
