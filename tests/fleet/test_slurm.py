@@ -293,18 +293,22 @@ def test_two_nodes_for_a_shard(nodes: Path, tmp_path: Path, capfd: pytest.Captur
 @pytest.mark.slow
 def test_a_sweep_on_a_cluster(nodes: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     """One shard is told to go, one is queued again by SLURM: the table is that of one process."""
-    experiment, log = write(tmp_path, 20_000), tmp_path / "log"
+    experiment, log = write(tmp_path, 40_000), tmp_path / "log"
     out, whole = tmp_path / "out", tmp_path / "whole"
-    assert start(["shards", experiment, "--out", out, "--members", 2], log).wait(60) == 0, log.read_text()
+    assert start(["shards", experiment, "--out", out, "--members", 4], log).wait(100) == 0, log.read_text()
     job = submitted(out, capfd, "--at-once", "2", "--cpus", "1")
-    until(lambda: all(any(beat["trained"] for beat in beats(out, shard)) for shard in (0, 1)), nodes, seconds=200)
-    tell("scancel", "--signal=TERM", "--batch", f"{job}_0")
-    tell("scontrol", "requeue", f"{job}_1")
+    running = [0, 1]
+    while running:
+        until(lambda: any(beat["trained"] for shard in running for beat in beats(out, shard)), nodes, seconds=200)
+        shard = next(shard for shard in running if any(beat["trained"] for beat in beats(out, shard)))
+        tell(*(["scancel", "--signal=TERM", "--batch"], ["scontrol", "requeue"])[shard], f"{job}_{shard}")
+        running.remove(shard)
+    alone = start(["run", experiment, "--out", whole, "--quiet"], log)
     until(lambda: over(job), nodes, seconds=200)
     for shard in (0, 1):
         said = (out / "logs" / f"shard-{shard}.log").read_text()
         assert (folder_of(out, shard) / "DONE.json").is_file() and len(beats(out, shard)) == 2, said
         assert beats(out, shard)[0]["state"] == "pre-empted", said
-    assert start(["run", experiment, "--out", whole, "--quiet"], log).wait(200) == 0, log.read_text()
+    assert alone.wait(200) == 0, log.read_text()
     cli.main(["gather", str(out)])
     assert (out / "results.parquet").read_bytes() == (whole / "results.parquet").read_bytes()
