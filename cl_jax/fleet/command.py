@@ -97,28 +97,6 @@ def worker(command: options.Worker) -> None:
         work(Path(command.sweep), command.shard, notice, place=place, quiet=command.quiet)
 
 
-def launch(command: options.Launch) -> None:
-    """Hands a sweep to an engine. Raises SystemExit: as the engine ends."""
-    if command.engine not in options.ENGINES:
-        raise unknown("engine", command.engine, options.ENGINES)
-    file = Path(__file__).parents[2] / "launch" / options.ENGINES[command.engine]
-    if not file.is_file():
-        raise UserError(f"launch: {file.name} is in the checkout's folder launch, and this is not run from a checkout")
-    if importlib.util.find_spec(command.engine) is None:
-        raise UserError(
-            f"launch: {command.engine} is not installed; pip install 'cl_jax[{command.engine}]', or run {file} by a "
-            f"Python that has it"
-        )
-    words = [
-        f"--{name}={value}" for name in ("cpus", "gpus", "address") if (value := getattr(command, name)) is not None
-    ]
-    if is_url(command.out):
-        from cl_jax.fleet import view
-
-        words.append(f"--shards={view.num_shards(command.out)}")
-    raise SystemExit(subprocess.run([sys.executable, str(file), str(command.out), *words], check=False).returncode)
-
-
 def status(command: options.Status) -> None:
     """Prints where a sweep stands."""
     from cl_jax.fleet.status import show

@@ -3,6 +3,7 @@
 import dataclasses
 from pathlib import Path
 
+from cl_jax.fleet import launching
 from cl_jax.option_fields import Flag, Job, option, word
 
 
@@ -62,24 +63,7 @@ class Gather:
     """Also where shards were trained by different versions, at different precisions or on different platforms."""
 
 
-@dataclasses.dataclass
-class Launch:
-    """Train all shards of a sweep by an engine that starts workers."""
-
-    engine: word("ENGINE")  # pyright: ignore[reportInvalidTypeForm]
-    """ray: a task a shard on a Ray cluster, or on this machine."""
-    out: word("FOLDER|URL")  # pyright: ignore[reportInvalidTypeForm]
-    """The folder that sweep.json is in; every machine sees it under this path."""
-    cpus: option(float, "X") = None  # pyright: ignore[reportInvalidTypeForm]
-    """CPUs that a shard takes; left out: 1."""
-    gpus: option(float, "X") = None  # pyright: ignore[reportInvalidTypeForm]
-    """GPUs that a shard takes; left out: 0."""
-    address: option(str, "ADDRESS") = None  # pyright: ignore[reportInvalidTypeForm]
-    """Of the cluster; left out: the one that is found, or else this machine alone."""
-
-
-COMMANDS = {"shards": Shards, "worker": Worker, "launch": Launch, "status": Status, "gather": Gather}
-ENGINES = {"ray": "ray_tasks.py"}  # by the name of their file in the checkout's folder launch
+COMMANDS = {"shards": Shards, "worker": Worker, "launch": launching.Launch, "status": Status, "gather": Gather}
 ABOUT = {
     "shards": """Cut an experiment into shards that processes train apart, and write sweep.json.
 
@@ -106,13 +90,7 @@ Examples:
   srun cl-jax worker --sweep runs/fleet/sweep.json --shard 0 --processes auto
   cl-jax worker --sweep s3://bucket/fleet/sweep.json --shard 0 --scratch /local
 """,
-    "launch": """Train all shards of a sweep by an engine that starts workers, and starts them again.
-
-It exits 0 when all shards are done, and 1 where some are not, which it names.
-
-Examples:
-  cl-jax launch ray runs/fleet --cpus 2
-""",
+    "launch": launching.ABOUT,
     "status": """Say where the shards of a sweep stand: done, running, stale, failed, waiting.
 
 Examples:
@@ -131,6 +109,7 @@ Examples:
 MISSING = {
     "sweep": "give --sweep, the sweep.json of a sweep",
     "shard": "give --shard, its number from 0",
-    "engine": f"give an engine, one of {', '.join(ENGINES)}",
+    "engine": launching.MISSING,
 }
-WHOLE, NUMBERS = ("members", "shard", "process"), ("hours", "cpus", "gpus")
+WHOLE = ("members", "shard", "process", *launching.WHOLE)
+NUMBERS = ("hours", "price", "preemptions", "save_seconds", "restart_minutes", *launching.NUMBERS)
