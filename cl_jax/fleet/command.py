@@ -74,15 +74,22 @@ def launch(command: options.Launch) -> None:
     file = Path(__file__).parents[2] / "launch" / options.ENGINES[command.engine]
     if not file.is_file():
         raise UserError(f"launch: {file.name} is in the checkout's folder launch, and this is not run from a checkout")
-    if importlib.util.find_spec(command.engine) is None:
+    given = {name: value for name, value in vars(command).items() if value is not None and value is not False}
+    del given["engine"], given["out"]
+    for name in given:
+        if name not in options.TAKES[command.engine]:
+            allowed = ", ".join(_spelling(each) for each in options.TAKES[command.engine])
+            raise UserError(f"{_spelling(name)}: is no option of launch {command.engine}, which has {allowed}")
+    if command.engine == "ray" and importlib.util.find_spec("ray") is None:
         raise UserError(
-            f"launch: {command.engine} is not installed; pip install 'cl_jax[{command.engine}]', or run {file} by a "
-            f"Python that has it"
+            f"launch: ray is not installed; pip install 'cl_jax[ray]', or run {file} by a Python that has it"
         )
-    words = [
-        f"--{name}={value}" for name in ("cpus", "gpus", "address") if (value := getattr(command, name)) is not None
-    ]
+    words = [_spelling(name) + ("" if value is True else f"={value}") for name, value in given.items()]
     raise SystemExit(subprocess.run([sys.executable, str(file), str(command.out), *words], check=False).returncode)
+
+
+def _spelling(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
 
 
 def status(command: options.Status) -> None:

@@ -55,7 +55,7 @@ class Launch:
     """Train all shards of a sweep by an engine that starts workers."""
 
     engine: word("ENGINE")  # pyright: ignore[reportInvalidTypeForm]
-    """ray: a task a shard on a Ray cluster, or on this machine."""
+    """ray: a task a shard on a Ray cluster, or on this machine. k8s: manifests for Kubernetes, which you apply."""
     out: place("FOLDER")  # pyright: ignore[reportInvalidTypeForm]
     """The folder that sweep.json is in; every machine sees it under this path."""
     cpus: option(float, "X") = None  # pyright: ignore[reportInvalidTypeForm]
@@ -64,10 +64,46 @@ class Launch:
     """GPUs that a shard takes; left out: 0."""
     address: option(str, "ADDRESS") = None  # pyright: ignore[reportInvalidTypeForm]
     """Of the cluster; left out: the one that is found, or else this machine alone."""
+    image: option(str, "IMAGE") = None  # pyright: ignore[reportInvalidTypeForm]
+    """Kubernetes: that pods run, with cl-jax in it; see launch/Dockerfile."""
+    kind: option(str, "job|jobset|rayjob") = None  # pyright: ignore[reportInvalidTypeForm]
+    """Kubernetes: a pod a shard, a TPU slice of several hosts a shard, or Ray's cluster; left out: job."""
+    name: option(str, "NAME") = None  # pyright: ignore[reportInvalidTypeForm]
+    """Kubernetes: of what is made; left out: the experiment's."""
+    claim: option(str, "PVC") = None  # pyright: ignore[reportInvalidTypeForm]
+    """Kubernetes: the PersistentVolumeClaim that FOLDER is in."""
+    mount: option(str, "PATH") = None  # pyright: ignore[reportInvalidTypeForm]
+    """Kubernetes: where pods see the claim, FOLDER or one around it; left out: FOLDER."""
+    memory: option(str, "SIZE") = None  # pyright: ignore[reportInvalidTypeForm]
+    """Kubernetes: of a pod, such as 16Gi; left out: 8Gi."""
+    accelerator: option(str, "TYPE") = None  # pyright: ignore[reportInvalidTypeForm]
+    """Kubernetes: TPU type of GKE, such as tpu-v5-lite-podslice."""
+    topology: option(str, "AxB") = None  # pyright: ignore[reportInvalidTypeForm]
+    """Kubernetes: of the TPU slice that a shard has, such as 2x4."""
+    chips: option(int, "N") = None  # pyright: ignore[reportInvalidTypeForm]
+    """Kubernetes: TPU chips a host."""
+    hosts: option(int, "N") = None  # pyright: ignore[reportInvalidTypeForm]
+    """Kubernetes: hosts of the TPU slice; left out: 1."""
+    queue: option(str, "NAME") = None  # pyright: ignore[reportInvalidTypeForm]
+    """Kubernetes: Kueue's LocalQueue, which says when it starts."""
+    spot: Flag = False
+    """Kubernetes: on spot nodes of GKE."""
+    at_once: option(int, "N") = None  # pyright: ignore[reportInvalidTypeForm]
+    """Kubernetes: shards that train at a time; left out: all."""
 
 
 COMMANDS = {"shards": Shards, "worker": Worker, "launch": Launch, "status": Status, "gather": Gather}
-ENGINES = {"ray": "ray_tasks.py"}  # by the name of their file in the checkout's folder launch
+ENGINES = {  # by the name of their file in the checkout's folder launch
+    "ray": "ray_tasks.py",
+    "k8s": "k8s.py",
+}
+TAKES = {  # which options of `launch` an engine has
+    "ray": ("cpus", "gpus", "address"),
+    "k8s": (
+        "image", "kind", "name", "claim", "mount", "cpus", "memory", "gpus", "accelerator", "topology", "chips",
+        "hosts", "queue", "spot", "at_once",
+    ),
+}  # fmt: skip
 ABOUT = {
     "shards": """Cut an experiment into shards that processes train apart, and write sweep.json.
 
@@ -92,10 +128,12 @@ Examples:
 """,
     "launch": """Train all shards of a sweep by an engine that starts workers, and starts them again.
 
-It exits 0 when all shards are done, and 1 where some are not, which it names.
+  ray    waits: exits 0 when all shards are done, and 1 where some are not, which it names
+  k8s    writes manifests to OUT/launch, says how to apply them, and exits 0
 
 Examples:
   cl-jax launch ray runs/fleet --cpus 2
+  cl-jax launch k8s /runs/fleet --image registry/cl_jax:1 --claim runs --mount /runs --cpus 4 --at-once 50
 """,
     "status": """Say where the shards of a sweep stand: done, running, stale, failed, waiting.
 
@@ -116,4 +154,4 @@ MISSING = {
     "shard": "give --shard, its number from 0",
     "engine": f"give an engine, one of {', '.join(ENGINES)}",
 }
-WHOLE, NUMBERS = ("members", "shard"), ("hours", "cpus", "gpus")
+WHOLE, NUMBERS = ("members", "shard", "chips", "hosts", "at_once"), ("hours", "cpus", "gpus")
