@@ -22,6 +22,7 @@ def shards(command: options.Shards, out: Path, data: str | None) -> None:
         UserError: an option, the experiment, the data or the output folder is not right.
     """
     from cl_jax import job, results
+    from cl_jax.fleet import cost
     from cl_jax.fleet.shards import in_words, make_sweep
 
     if command.members is not None and command.hours is not None:
@@ -30,6 +31,8 @@ def shards(command: options.Shards, out: Path, data: str | None) -> None:
         raise UserError(f"--members: was given {command.members}; allowed are 1 to {LARGEST_INT}")
     if command.hours is not None and not 0 < command.hours < math.inf:
         raise UserError(f"--hours: was given {command.hours}; give a number above 0")
+    given = {name: value for name in cost.Terms._fields if (value := getattr(command, name)) is not None}
+    terms = cost.checked(cost.Terms(**given))
     experiment = job.experiment_of(
         command.experiment, data=data, seeds=command.seeds, steps=command.steps, width=command.width, size=command.size
     )
@@ -37,19 +40,22 @@ def shards(command: options.Shards, out: Path, data: str | None) -> None:
     if not (out / job.SWEEP).exists() and (out / "shards").is_dir():
         raise UserError(f"{out} holds a run of its own, which `cl-jax run` goes on with; give another --out")
     folder = None if command.data_dir is None else str(command.data_dir.resolve())
-    given = sweep_file.Options(
+    chosen = sweep_file.Options(
         data=data, data_dir=folder, seeds=command.seeds, steps=command.steps, width=command.width,
         data_budget=command.data_budget, size=command.size, unshared=command.unshared,
     )  # fmt: skip
     ready = job.checked(experiment, command.data_dir, command.data_budget)
     file = command.experiment / "config.py" if command.experiment.is_dir() else command.experiment
-    sweep = make_sweep(ready, file, given, members=command.members, hours=command.hours, measure=command.measure)
+    sweep, kinds = make_sweep(
+        ready, file, chosen, members=command.members, hours=command.hours, measure=command.measure
+    )
     results.write_json(
         out / "experiment.json", {"name": ready.experiment.name, "description": ready.experiment.description}
     )
     sweep_file.write(out / job.SWEEP, sweep)
     labels = {member.id: member.entry.label for member in ready.members()}
     print("\n".join(in_words(sweep, lambda piece: labels[piece.members[0]])))
+    print("\n".join(f"  {line}" for line in cost.in_words(kinds, terms)))
     print(f"sweep: {out / job.SWEEP}")
     print(f"each:  cl-jax worker --sweep {out / job.SWEEP} --shard I, for I from 0 to {len(sweep.shards) - 1}")
 

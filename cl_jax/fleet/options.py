@@ -16,6 +16,16 @@ class Shards(Job):
     """Hours that a shard takes on a machine like this one; each program is compiled and timed for it."""
     measure: Flag = False
     """Compile and time programs for their widths where `run` would; with --hours always."""
+    chips: option(int, "N") = None  # pyright: ignore[reportInvalidTypeForm]
+    """For the cost: chips of a machine that trains a shard; left out: 1."""
+    price: option(float, "X") = None  # pyright: ignore[reportInvalidTypeForm]
+    """For the cost: of a chip-hour, in any currency."""
+    preemptions: option(float, "PER_HOUR") = None  # pyright: ignore[reportInvalidTypeForm]
+    """For the cost: how often an hour a machine is taken away; left out: 0."""
+    save_seconds: option(float, "S") = None  # pyright: ignore[reportInvalidTypeForm]
+    """For the cost: that a save takes; left out: 2."""
+    restart_minutes: option(float, "R") = None  # pyright: ignore[reportInvalidTypeForm]
+    """For the cost: until a shard trains again on another machine; left out: 6."""
 
 
 @dataclasses.dataclass
@@ -107,11 +117,12 @@ TAKES = {  # which options of `launch` an engine has
 ABOUT = {
     "shards": """Cut an experiment into shards that processes train apart, and write sweep.json.
 
-The same command again writes the same; nothing is trained.
+The same command again writes the same; nothing is trained. What it costs is told after the plan.
 
 Examples:
   cl-jax shards experiments/quickstart --out runs/fleet --members 20
   cl-jax shards experiments/quickstart --out runs/fleet --hours 2
+  cl-jax shards experiments/quickstart --out runs/fleet --hours 2 --chips 4 --price 1.20 --preemptions 0.2
 """,
     "worker": """Train one shard of a sweep, from wherever an earlier worker left it.
 
@@ -154,4 +165,6 @@ MISSING = {
     "shard": "give --shard, its number from 0",
     "engine": f"give an engine, one of {', '.join(ENGINES)}",
 }
-WHOLE, NUMBERS = ("members", "shard", "chips", "hosts", "at_once"), ("hours", "cpus", "gpus")
+WHOLE, NUMBERS = ("members", "shard", "chips", "hosts", "at_once"), (
+    "hours", "cpus", "gpus", "price", "preemptions", "save_seconds", "restart_minutes",
+)  # fmt: skip
