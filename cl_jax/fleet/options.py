@@ -4,6 +4,7 @@ import dataclasses
 from pathlib import Path
 
 from cl_jax.fleet import launching
+from cl_jax.fleet.launching import Launch as Launch
 from cl_jax.option_fields import Flag, Job, option, word
 
 
@@ -19,6 +20,16 @@ class Shards(Job):
     """Hours that a shard takes on a machine like this one; each program is compiled and timed for it."""
     measure: Flag = False
     """Compile and time programs for their widths where `run` would; with --hours always."""
+    chips: option(int, "N") = None  # pyright: ignore[reportInvalidTypeForm]
+    """For the cost: chips of a machine that trains a shard; left out: 1."""
+    price: option(float, "X") = None  # pyright: ignore[reportInvalidTypeForm]
+    """For the cost: of a chip-hour, in any currency."""
+    preemptions: option(float, "PER_HOUR") = None  # pyright: ignore[reportInvalidTypeForm]
+    """For the cost: how often an hour a machine is taken away; left out: 0."""
+    save_seconds: option(float, "S") = None  # pyright: ignore[reportInvalidTypeForm]
+    """For the cost: that a save takes; left out: 2."""
+    restart_minutes: option(float, "R") = None  # pyright: ignore[reportInvalidTypeForm]
+    """For the cost: until a shard trains again on another machine; left out: 6."""
 
 
 @dataclasses.dataclass
@@ -63,11 +74,11 @@ class Gather:
     """Also where shards were trained by different versions, at different precisions or on different platforms."""
 
 
-COMMANDS = {"shards": Shards, "worker": Worker, "launch": launching.Launch, "status": Status, "gather": Gather}
+COMMANDS = {"shards": Shards, "worker": Worker, "launch": Launch, "status": Status, "gather": Gather}
 ABOUT = {
     "shards": """Cut an experiment into shards that processes train apart, and write sweep.json.
 
-The same command again writes the same; nothing is trained.
+The same command again writes the same; nothing is trained. What it costs is told after the plan.
 
 Examples:
   cl-jax shards experiments/quickstart --out runs/fleet --members 20
