@@ -71,7 +71,11 @@ def launch(command: options.Launch) -> None:
     """Hands a sweep to an engine. Raises SystemExit: as the engine ends."""
     if command.engine not in options.ENGINES:
         raise unknown("engine", command.engine, options.ENGINES)
-    file = Path(__file__).parents[2] / "launch" / options.ENGINES[command.engine]
+    slices = ("topology", "accelerator", "limit")
+    if command.hosts is None and (given := [name for name in slices if getattr(command, name) is not None]):
+        raise UserError(f"--{given[0]}: is for several hosts a shard; give --hosts too")
+    engines = options.ENGINES if command.hosts is None else options.SLICES
+    file = Path(__file__).parents[2] / "launch" / engines[command.engine]
     if not file.is_file():
         raise UserError(f"launch: {file.name} is in the checkout's folder launch, and this is not run from a checkout")
     if importlib.util.find_spec(command.engine) is None:
@@ -79,9 +83,8 @@ def launch(command: options.Launch) -> None:
             f"launch: {command.engine} is not installed; pip install 'cl_jax[{command.engine}]', or run {file} by a "
             f"Python that has it"
         )
-    words = [
-        f"--{name}={value}" for name in ("cpus", "gpus", "address") if (value := getattr(command, name)) is not None
-    ]
+    names = ("cpus", "gpus", "address", "hosts", *slices)
+    words = [f"--{name}={value}" for name in names if (value := getattr(command, name)) is not None]
     raise SystemExit(subprocess.run([sys.executable, str(file), str(command.out), *words], check=False).returncode)
 
 

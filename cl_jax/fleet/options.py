@@ -59,15 +59,24 @@ class Launch:
     out: place("FOLDER")  # pyright: ignore[reportInvalidTypeForm]
     """The folder that sweep.json is in; every machine sees it under this path."""
     cpus: option(float, "X") = None  # pyright: ignore[reportInvalidTypeForm]
-    """CPUs that a shard takes; left out: 1."""
+    """CPUs that a shard takes, or each of its hosts; left out: 1."""
     gpus: option(float, "X") = None  # pyright: ignore[reportInvalidTypeForm]
-    """GPUs that a shard takes; left out: 0."""
+    """GPUs that a shard takes, or each of its hosts; left out: 0."""
     address: option(str, "ADDRESS") = None  # pyright: ignore[reportInvalidTypeForm]
     """Of the cluster; left out: the one that is found, or else this machine alone."""
+    hosts: option(int, "N") = None  # pyright: ignore[reportInvalidTypeForm]
+    """Hosts that train a shard together, such as all those of a TPU slice; left out: 1."""
+    topology: option(str, "AxB") = None  # pyright: ignore[reportInvalidTypeForm]
+    """With --hosts: of a TPU slice, in chips, such as 4x4."""
+    accelerator: option(str, "NAME") = None  # pyright: ignore[reportInvalidTypeForm]
+    """With --hosts: of a TPU slice, such as v5e."""
+    limit: option(float, "HOURS") = None  # pyright: ignore[reportInvalidTypeForm]
+    """With --hosts: when a shard is given up, be it for want of a slice; left out: 24."""
 
 
 COMMANDS = {"shards": Shards, "worker": Worker, "launch": Launch, "status": Status, "gather": Gather}
 ENGINES = {"ray": "ray_tasks.py"}  # by the name of their file in the checkout's folder launch
+SLICES = {"ray": "ray_slices.py"}  # where several hosts train a shard
 ABOUT = {
     "shards": """Cut an experiment into shards that processes train apart, and write sweep.json.
 
@@ -96,6 +105,7 @@ It exits 0 when all shards are done, and 1 where some are not, which it names.
 
 Examples:
   cl-jax launch ray runs/fleet --cpus 2
+  cl-jax launch ray runs/fleet --hosts 4 --topology 4x4 --accelerator v5e
 """,
     "status": """Say where the shards of a sweep stand: done, running, stale, failed, waiting.
 
@@ -116,4 +126,4 @@ MISSING = {
     "shard": "give --shard, its number from 0",
     "engine": f"give an engine, one of {', '.join(ENGINES)}",
 }
-WHOLE, NUMBERS = ("members", "shard"), ("hours", "cpus", "gpus")
+WHOLE, NUMBERS = ("members", "shard", "hosts"), ("hours", "cpus", "gpus", "limit")
