@@ -29,6 +29,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import uuid
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +44,9 @@ NOT_FOUND = 127  # as a shell has it
 SIGNALS = 3  # times that a process of a shard may die by a signal, such as that of a machine out of memory
 LIMIT = 24.0  # hours
 # Of the trainer: a folder of its own to work in, metrics, and an actor that hears of pre-emption but tells no process.
-UNUSED = dict.fromkeys(("RAY_CHDIR_TO_TRIAL_DIR", "RAY_TRAIN_METRICS_ENABLED", "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"), "0")
+UNUSED = dict.fromkeys(
+    ("RAY_CHDIR_TO_TRIAL_DIR", "RAY_TRAIN_METRICS_ENABLED", "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"), "0"
+)
 LOOK_SECONDS = 60.0  # between two looks at how large the cluster has become
 PR_SET_PDEATHSIG = 1
 PORTS = range(20_000, 32_000)  # below those that outgoing connections take
@@ -53,16 +56,16 @@ VERSIONS = {"v5e": "v5litepod", "trillium": "v6e", "ironwood": "v7x"}  # as Ray 
 
 @ray.remote(num_cpus=0)
 class Codes:
-    """How the processes of a shard ended: the trainer tells of the first that fails, which is rarely the cause."""
+    """How processes ended, by the run they were of: the trainer tells of the first that fails, which is rarely why."""
 
     def __init__(self) -> None:
-        self._codes: dict[int, int] = {}
+        self._codes: dict[str, dict[int, int]] = collections.defaultdict(dict)
 
-    def put(self, process: int, code: int) -> None:
-        self._codes[process] = code
+    def put(self, run: str, process: int, code: int) -> None:
+        self._codes[run][process] = code
 
-    def get(self) -> dict[int, int]:
-        return self._codes
+    def pop(self, run: str) -> dict[int, int]:
+        return self._codes.pop(run, {})
 
 
 def free_address() -> str:
@@ -95,22 +98,22 @@ def host(config: dict[str, Any]) -> None:
     except OSError as error:
         print(f"{config['command'][0]}: {error}", file=sys.stderr)
         code = NOT_FOUND
-    ray.get(config["codes"].put.remote(number, code))
+    ray.get(config["codes"].put.remote(config["run"], number, code))
 
 
 # In a process of its own, so that shards may be trained side by side, and one be cancelled with all of its hosts.
 @ray.remote(num_cpus=0, max_retries=-1, max_calls=1)
-def group(command: list[str], chips: int, scaling: ScalingConfig) -> dict[int, int]:
+def group(command: list[str], scaling: ScalingConfig, codes: Any) -> dict[int, int]:
     """Trains a shard on one group of hosts; how their processes ended, by number. Where a host is lost: nothing."""
     os.environ |= UNUSED
-    codes = Codes.remote()
+    run, chips = uuid.uuid4().hex, int(scaling.num_tpus_per_worker)
     with tempfile.TemporaryDirectory() as unused:  # for checkpoints, of which the trainer is told none
         trainer = JaxTrainer(
             host,
-            train_loop_config={"command": command, "chips": chips, "codes": codes},
+            train_loop_config={"command": command, "chips": chips, "codes": codes, "run": run},
             jax_config=JaxConfig(use_tpu=False, use_gpu=False),
             scaling_config=scaling,
-            run_config=RunConfig(storage_path=unused, failure_config=FailureConfig(max_failures=0)),
+            run_config=RunConfig(name=run, storage_path=unused, failure_config=FailureConfig(max_failures=0)),
         )
         try:
             trainer.fit()
@@ -122,7 +125,7 @@ def group(command: list[str], chips: int, scaling: ScalingConfig) -> dict[int, i
             if not isinstance(error.controller_failure, ray.exceptions.RayError):
                 raise
             return {}
-    return ray.get(codes.get.remote())
+    return ray.get(codes.pop.remote(run))
 
 
 def verdict(codes: dict[int, int]) -> tuple[str, bool]:
@@ -160,12 +163,12 @@ def train(out: Path, scaling: ScalingConfig, worker: list[str], limit: float = L
     until: dict[int, float] = {}
     # Beside the one who started it, lest it is lost with a slice.
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
-    chips = int(scaling.num_tpus_per_worker)
+    codes_of = Codes.options(scheduling_strategy=here).remote()
 
     def begin(number: int) -> Any:
         until.setdefault(number, time.monotonic() + limit * 3600)
         command = [*worker, "--sweep", str(file), "--shard", str(number), "--quiet"]
-        return group.options(scheduling_strategy=here).remote(command, chips, scaling)
+        return group.options(scheduling_strategy=here).remote(command, scaling, codes_of)
 
     def give_up(number: int, what: str) -> None:
         lost[number] = what

