@@ -54,7 +54,7 @@ BOUNDS = {1: "1,1,1", 2: "1,2,1", 4: "2,2,1", 8: "2,4,1"}  # how so many chips o
 VERSIONS = {"v5e": "v5litepod", "trillium": "v6e", "ironwood": "v7x"}  # as Ray has them
 
 
-@ray.remote(num_cpus=0)
+@ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)  # what it forgets is taken for a host that is lost
 class Codes:
     """How processes ended, by the run they were of: the trainer tells of the first that fails, which is rarely why."""
 
@@ -125,7 +125,8 @@ def group(command: list[str], scaling: ScalingConfig, codes: Any) -> dict[int, i
             if not isinstance(error.controller_failure, ray.exceptions.RayError):
                 raise
             return {}
-    return ray.get(codes.pop.remote(run))
+    ended = ray.get(codes.pop.remote(run))
+    return ended if len(ended) == scaling.num_workers else {}
 
 
 def verdict(codes: dict[int, int]) -> tuple[str, bool]:

@@ -107,7 +107,6 @@ def test_a_slice_is_lost(cluster: Any, tmp_path: Path, capsys: pytest.CaptureFix
         script.write_text(STAND_IN)
         with capsys.disabled():
             print("\nworkers take no --processes yet: a stand-in counts in their place")
-    first = add_slice(cluster, "first")
     if real:
         process = start(["launch", "ray", out, *words], log)
     else:
@@ -115,6 +114,9 @@ def test_a_slice_is_lost(cluster: Any, tmp_path: Path, capsys: pytest.CaptureFix
         with log.open("ab") as file:
             process = subprocess.Popen(list(map(str, launcher)), stdout=file, stderr=file)
     try:
+        # The launcher is a driver of the head, as long as there is no other node.
+        wait_for(lambda: "Connected to Ray cluster" in log.read_text(), process, log, 240)
+        first = add_slice(cluster, "first")
         wait_for(lambda: at_work(out, real) == HOSTS, process, log, 240)
         cluster.remove_node(first[1], allow_graceful=False)
         wait_for(lambda: "a host is lost; again" in log.read_text(), process, log, 240)
