@@ -1,4 +1,4 @@
-"""`cl-jax launch ENGINE OUT`: hands a sweep to what starts workers. An engine is a file in the checkout's folder launch.
+"""`cl-jax launch ENGINE OUT`: hands a sweep to what starts workers. An engine is a file in the folder launch.
 
 What an engine needs of cl_jax it reads from sweep.json, so that it may run where cl_jax is not installed. A new one is
 its file, a line of `ENGINES` and its options in `TAKES` and `Launch`.

@@ -31,6 +31,7 @@ step = steps[min(number, len(steps) - 1)]
 if step == "wait":
     def told(*_):
         time.sleep(0.3)
+        print("saved", flush=True)
         os._exit(75)
     signal.signal(signal.SIGTERM, told)
 with tried.open("a") as file:
@@ -151,7 +152,9 @@ def test_told_to_go(step: str, tmp_path: Path) -> None:
     until(lambda: tried(out, 0))
     task.process.send_signal(signal.SIGTERM)
     task.process.send_signal(signal.SIGTERM)  # again, while it saves
-    assert task.end()[0::2] == (75, AGAIN) and not list(out.glob("logs/*.deaths"))
+    code, printed, asked = task.end()
+    assert (code, asked) == (75, AGAIN) and not list(out.glob("logs/*.deaths"))
+    assert printed == "saved\n" * (step == "wait") + "slurm: task 12_0, shard 0: told to go; again\n"
 
 
 def test_deaths_are_counted(tmp_path: Path) -> None:
