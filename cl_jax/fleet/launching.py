@@ -100,7 +100,7 @@ Examples:
   cl-jax launch ray runs/fleet --cpus 2
   cl-jax launch ray runs/fleet --hosts 4 --topology 4x4 --accelerator v5e
   cl-jax launch slurm runs/fleet --partition gpu --gpus 1 --time 04:00:00
-  cl-jax launch k8s /runs/fleet --image registry/cl_jax:1 --claim runs --mount /runs --cpus 4 --at-once 50
+  cl-jax launch k8s /runs/fleet --image registry/cl_jax:1 --claim runs --mount /runs --cpus 4
 """
 
 

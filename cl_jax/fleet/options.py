@@ -97,8 +97,8 @@ Its exit code says what to do:
 
 Examples:
   cl-jax worker --sweep runs/fleet/sweep.json --shard 0
-  cl-jax worker --sweep runs/fleet/sweep.json --shard 0 --processes 2 --process 0 --coordinator node1:9876
-  srun cl-jax worker --sweep runs/fleet/sweep.json --shard 0 --processes auto
+  cl-jax worker --sweep s.json --shard 0 --processes 2 --process 0 --coordinator node1:9876
+  srun cl-jax worker --sweep s.json --shard 0 --processes auto
   cl-jax worker --sweep s3://bucket/fleet/sweep.json --shard 0 --scratch /local
 """,
     "launch": launching.ABOUT,
