@@ -249,7 +249,7 @@ def rayjob(given: argparse.Namespace, out: str, shards: int) -> list[Tree]:
         **waiting(given),
         "entrypoint": shlex.join(words),
         "shutdownAfterJobFinishes": True,
-        "backoffLimit": FAULTS,  # clusters, of which the next goes on where the last one ended
+        "backoffLimit": 0,  # `launch ray` has tried what is worth it, and fails for mistakes too
         "rayClusterSpec": {"headGroupSpec": first, "workerGroupSpecs": [group]},
     }
     return [{**head(given, "ray.io/v1", "RayJob", given.name), "spec": spec}]

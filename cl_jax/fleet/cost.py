@@ -37,7 +37,7 @@ class Terms(NamedTuple):
 class Kind(NamedTuple):
     """Shards that are alike."""
 
-    count: int
+    shards: int
     members: int  # of a shard
     seconds: float  # that a shard trains, on a machine like this one
     timed: bool  # else the seconds are guessed
@@ -75,7 +75,7 @@ def best_interval(terms: Terms) -> float:
 
 def chip_hours(kinds: Sequence[Kind], chips: int) -> float:
     """Of training alone, without `overhead`."""
-    return chips * sum(kind.count * kind.seconds for kind in kinds) / HOUR
+    return chips * sum(kind.shards * kind.seconds for kind in kinds) / HOUR
 
 
 def checkpoint_bytes(kind: Kind) -> int:
@@ -102,7 +102,7 @@ def in_words(kinds: Sequence[Kind], terms: Terms) -> list[str]:
         how = "in part as timed here, in part a rough guess"
     longest = max(kind.seconds for kind in kinds)
     lines = [f"training: {_number(hours)} chip-hours ({how}), the longest shard {of_seconds(longest)}"]
-    total = sum(kind.count * attempts(kind, terms) * checkpoint_bytes(kind) for kind in kinds)
+    total = sum(kind.shards * attempts(kind, terms) * checkpoint_bytes(kind) for kind in kinds)
     largest = max(checkpoint_bytes(kind) for kind in kinds)
     again = "" if terms.preemptions == 0 else ", attempts after pre-emptions among them"
     lines.append(f"checkpoints: up to {of_bytes(total)}, {of_bytes(largest)} an attempt at the largest shard{again}")

@@ -15,8 +15,8 @@ from tests.fleet.sweeps import failed, write
 
 EXAMPLE = Terms(chips=4, price=1.5, preemptions=0.2, save_seconds=2.0, restart_minutes=6.0)
 KINDS = [
-    Kind(count=3, members=20, seconds=7200.0, timed=True, state_bytes=1_000_000, tasks=5),
-    Kind(count=1, members=10, seconds=1800.0, timed=True, state_bytes=500_000, tasks=1),
+    Kind(shards=3, members=20, seconds=7200.0, timed=True, state_bytes=1_000_000, tasks=5),
+    Kind(shards=1, members=10, seconds=1800.0, timed=True, state_bytes=500_000, tasks=1),
 ]
 
 

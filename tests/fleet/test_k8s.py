@@ -195,6 +195,7 @@ def test_a_rayjob_calls_launch_ray(out: Path) -> None:
     (made,) = written(out, "rayjob", *USED["rayjob"])
     name, *words = made["spec"]["entrypoint"].split()
     assert name == "cl-jax" and made["spec"]["shutdownAfterJobFinishes"] is True
+    assert made["spec"]["backoffLimit"] == 0  # it ends by 1 where a shard is a mistake, which nobody tries again
     command = options.parse(words)
     assert (command.engine, command.out, command.cpus, command.gpus) == ("ray", out, 4, 1)
     cluster = made["spec"]["rayClusterSpec"]
