@@ -10,11 +10,13 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from cl_jax import cli, parts
+from cl_jax import cli, fork, parts
 from cl_jax.checkpoint import Checkpoints, saved_inside
 from cl_jax.compiled import Programs
 from cl_jax.data import Data
+from cl_jax.errors import UserError
 from cl_jax.fleet import gather, heartbeat, status, sweep_file
+from cl_jax.parents import Parent
 from cl_jax.plan import Shard, begin
 from cl_jax.results import write_json
 from cl_jax.sweep import Stage, run_shard
@@ -193,6 +195,21 @@ def test_steps_without_a_list_hold_all_members(tmp_path: Path) -> None:
     of_old.close()
     found = Checkpoints(tmp_path, print, members=["c", "a"]).restore(tree(0, 0))
     assert found is not None and found[1]["a"].tolist() == tree(3, 1)["a"].tolist()
+
+
+def test_a_run_can_continue_from_a_part(tmp_path: Path) -> None:
+    """The parent's place is that in the step which holds it; another's step is passed over, not refused."""
+    record = np.zeros((1, 3, 2, 2, 2), np.float32)
+    for number, name in enumerate("ab"):
+        checkpoints = Checkpoints(tmp_path, print, members=[name])
+        checkpoints.save(1, {"record": record + number, "state": {"diverged": np.zeros(1, bool)}})
+        checkpoints.close()
+    for number, name in enumerate("ab"):
+        parent = Parent(name, name, "replay", 0, {}, tmp_path, number, 2)
+        held = fork.boundary(parent, 1)
+        assert held.leaves["record",][held.place(parent)].max() == number and not held.leaves["record",].shape[0] > 1
+    with pytest.raises(UserError, match="has no checkpoint after task 1"):
+        fork.boundary(parent._replace(id="c"), 1)
 
 
 def test_a_process_alone_writes_no_parts(sweep: Place) -> None:
