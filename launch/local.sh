@@ -113,8 +113,9 @@ remake_lock() {
   cp "$root/pyproject.toml" "$scratch"; cd "$scratch"
   set -- venv/bin/uv pip compile --quiet --universal --python-version 3.11 --fork-strategy fewest --generate-hashes \
     --no-header --no-annotate pyproject.toml
-  "$@" -o run.txt
-  "$@" --extra dev --constraints run.txt -o all.txt
+  # All first: what tests need may bound what runs need, and both are installed into one .venv.
+  "$@" --extra dev -o all.txt
+  "$@" --constraints all.txt -o run.txt
   { printf '# What cl_jax needs to run, pinned; made from pyproject.toml %s\n' "$made"; cat run.txt; } >run.lock
   {
     printf "# What tests and lint need on top; made from pyproject.toml's extra 'dev' %s\n" "$made"

@@ -58,7 +58,7 @@ class Launch:
     """k8s: of what is made; left out: the experiment's."""
     claim: option(str, "PVC") = None  # pyright: ignore[reportInvalidTypeForm]
     """k8s: the PersistentVolumeClaim that FOLDER is in."""
-    mount: option(str, "PATH") = None  # pyright: ignore[reportInvalidTypeForm]
+    mount: option(str, "PLACE") = None  # pyright: ignore[reportInvalidTypeForm]
     """k8s: where pods see the claim, FOLDER or one around it; left out: FOLDER."""
     memory: option(str, "SIZE") = None  # pyright: ignore[reportInvalidTypeForm]
     """k8s: of a pod, such as 16Gi; left out: 8Gi."""

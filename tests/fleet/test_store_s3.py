@@ -76,7 +76,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
             return True
 
         try:
-            wait_for(up, process, log)
+            wait_for(up, process, log, 60)
             made.ask("bucket", "PUT")
             yield made
         finally:
@@ -106,7 +106,7 @@ def test_killed_told_to_go_and_gathered(server: Server, tmp_path: Path) -> None:
     assert f"sweep: {URL}/sweep.json" in said and "in 3 shards" in said
 
     killed = worker(0, tmp_path / "a")
-    wait_for(lambda: server.manifests("/attempt-"), killed, tmp_path / "a" / "log")
+    wait_for(lambda: server.manifests("/attempt-"), killed, tmp_path / "a" / "log", 300)
     killed.send_signal(signal.SIGKILL)
     assert killed.wait() == -signal.SIGKILL
     assert "DONE.json" not in " ".join(server.keys("shards/"))
@@ -114,7 +114,7 @@ def test_killed_told_to_go_and_gathered(server: Server, tmp_path: Path) -> None:
 
     first = set(server.manifests("/attempt-"))
     leaving = worker(2, tmp_path / "b")
-    wait_for(lambda: set(server.manifests("/attempt-")) - first, leaving, tmp_path / "b" / "log")
+    wait_for(lambda: set(server.manifests("/attempt-")) - first, leaving, tmp_path / "b" / "log", 300)
     leaving.send_signal(signal.SIGTERM)
     code = leaving.wait(60)
     # On a fast machine the signal may come when the shard is done.
