@@ -201,7 +201,7 @@ def train(out: Path, scaling: ScalingConfig, worker: list[str], limit: float = L
                 print(f"shard {number}: done; {len(waiting) + len(running)} to go", flush=True)
         for each, number in list(running.items()):
             if until[number] <= time.monotonic():
-                ray.cancel(each, force=True)  # its hosts go with it, and save
+                ray.cancel(each, force=True)  # Ray ends its hosts too, without notice: what was saved stays
                 del running[each]
                 give_up(number, f"not done within {limit:g} hours")
     return lost
