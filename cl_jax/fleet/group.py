@@ -153,8 +153,7 @@ class Group:
     def _enter(self, host: str, port: int, hello: dict[str, Any]) -> "_Line":
         """Of every other process: the line to process 0, once all are there."""
         for _ in self._patiently(f"process 0 was not found at {host}:{port}, or waited for others"):
-            answer: dict[str, Any] = {}
-            line: _Line | None = None
+            line, answer = None, {}
             with contextlib.ExitStack() as opened:
                 with contextlib.suppress(OSError, ValueError):
                     line = _Line(socket.create_connection((host, port), timeout=POLL_SECONDS + 1))

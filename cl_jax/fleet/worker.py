@@ -152,6 +152,7 @@ def _train(sweep: Sweep, piece: Piece, out: Path, this: _Process, quiet: bool) -
         with Bar(total, quiet=quiet) as bar, _stored(this, shard) as when:
             start = trunk.Trunks(trunks, own, when)
             _train_part(mine, ready.data[run.data, run.validation], Watched(bar, heart), start, (this, when))
+        heart.tell(done=total)  # a first task that others have trained meanwhile was not counted
     if this.group.count > 1:
         _finish(shard, every, this)
 
