@@ -43,6 +43,12 @@ def memory_bytes() -> int:
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // jax.local_device_count()
 
 
+def guessed_rate() -> float:
+    """Floating-point operations a second of one device, roughly and rather too few; of a CPU its share of the cores."""
+    devices = jax.local_devices()
+    return 2e10 * cores() / len(devices) if devices[0].platform == "cpu" else 5e12
+
+
 def crowded(maps: Path = Path("/proc/self/maps"), most: Path = Path("/proc/sys/vm/max_map_count")) -> bool:
     """Whether compiled programs hold half of the memory maps that Linux gives a process, which dies without a word once
     it has all of them. XLA:CPU took 350 maps for each static group of the quickstart.

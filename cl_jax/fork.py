@@ -29,8 +29,17 @@ Shapes = dict[tuple[str, ...], tuple[Any, ...]]  # shape of one member's leaf an
 class Boundary(NamedTuple):
     """What a shard had come to at a boundary."""
 
-    leaves: Leaves  # [members of that shard, ...]
+    leaves: Leaves  # [members that the checkpoint holds, ...]
     sha256: str
+    members: tuple[str, ...] | None = None  # their ids; None: all of the shard, in its order
+
+    def holds(self, parent: Parent) -> bool:
+        """Whether the checkpoint is of this member too."""
+        return self.members is None or parent.id in self.members
+
+    def place(self, parent: Parent) -> int:
+        """Of a member that it holds."""
+        return parent.place if self.members is None else self.members.index(parent.id)
 
 
 class Taken(NamedTuple):
@@ -57,7 +66,12 @@ def boundary(parent: Parent, task: int, sha256: str | None = None) -> Boundary:
             state, note = read(attempt, step)
             if sha256 not in (None, note["sha256"]):
                 raise ValueError("it is another than this run began from")
-            return Boundary(_checked(leaves(state), parent.size), note["sha256"])
+            members = tuple(map(str, note["members"])) if "members" in note else None
+            held = Boundary(leaves(state), note["sha256"], members)
+            if not held.holds(parent):  # of another of several processes that trained the shard
+                continue
+            _check(held.leaves, parent.size if members is None else len(members))
+            return held
         except Exception as error:  # whatever a torn file makes a reader raise
             refused = f" ({attempt.name}/{step} was refused: {reason(error)})"
     others = sorted({step for step, _ in there if step != task})
@@ -68,18 +82,17 @@ def boundary(parent: Parent, task: int, sha256: str | None = None) -> Boundary:
     )
 
 
-def _checked(found: Leaves, size: int) -> Leaves:
+def _check(found: Leaves, size: int) -> None:
     """Raises ValueError unless these are arrays of so many members, with a record."""
     record, diverged = found["record",], found["state", "diverged"]
     if (record.ndim, record.dtype, diverged.dtype) != (5, np.float32, bool):
         raise ValueError("it holds no record of a run")
     if any(leaf.shape[:1] != (size,) for leaf in found.values()):
         raise ValueError(f"it is not of {size} members")
-    return found
 
 
 def stopped(held: Boundary, task: int) -> np.ndarray:
-    """bool [members of the shard]: stopped before this boundary, so that no row of the record is of it."""
+    """bool [members of the checkpoint]: stopped before this boundary, so that no row of the record is of it."""
     record = held.leaves["record",]
     return np.asarray(np.isnan(record[:, task : task + 1, 0, 0]).all(axis=(1, 2)))
 
@@ -96,8 +109,9 @@ def standing(crew: Crew, task: int, parents: Sequence[tuple[Parent, str]]) -> St
     of, held = [], {}
     for parent, sha in parents:
         if (parent.folder, sha) not in held:
-            held[parent.folder, sha] = boundary(parent, task, sha).leaves
-        of.append((held[parent.folder, sha], parent.place))
+            held[parent.folder, sha] = boundary(parent, task, sha)
+        found = held[parent.folder, sha]
+        of.append((found.leaves, found.place(parent)))
     like = shapes(leaves(host_like(crew)._asdict()))
     taken = [
         take(hyper_parameters(member.entry.run), like, shapes(leaves(world.params), 0), parent, state_of(found))

@@ -97,27 +97,44 @@ class Exit:
                 self._when.tell(self._crew.shard.folder)
             raise Leaving
 
-    def within(self, part: Part) -> Callable[[Any, int], None]:
+    def within(self, part: Part) -> "Within":
         """The same inside a wave, for `train_task`; and saves where it is time to."""
+        return Within(self, part)
 
-        def between(state: Any, step: int) -> None:
-            leave = self._when.leave()
-            if leave or time.monotonic() - self._saved >= self._when.every:
-                behind = self._behind.copy()
-                behind[part.wave.places] = step
-                waves, states = [*self._waves, part.wave], [*self._ended, to_host(part.wave, state)]
-                self._save(self._merged(waves, states), behind)
-                self._when.tell(self._crew.shard.folder)
-                self._saved = time.monotonic()
-            if leave:
-                raise Leaving
+    def leave(self) -> bool:
+        """Whether this process is to leave."""
+        return self._when.leave()
 
-        return between
+    def told(self, part: Part, state: Any, step: int) -> None:
+        """Of a wave inside the task, and the steps behind it. Raises Leaving."""
+        leave = self.leave()
+        if leave or time.monotonic() - self._saved >= self._when.every:
+            behind = self._behind.copy()
+            behind[part.wave.places] = step
+            waves, states = [*self._waves, part.wave], [*self._ended, to_host(part.wave, state)]
+            self._save(self._merged(waves, states), behind)
+            self._when.tell(self._crew.shard.folder)
+            self._saved = time.monotonic()
+        if leave:
+            raise Leaving
 
     def _merged(self, waves: Sequence[Wave], states: Sequence[Host]) -> Host:
         """Members that have not begun, where nothing is known of them, are given zeros: they will begin."""
         before = host_like(self._crew) if self._before is None else self._before
         return gathered(waves, states, before, len(self._crew.members))
+
+
+class Within:
+    """An `Exit` for one wave, see `cl_jax.waves.Between`."""
+
+    def __init__(self, way: Exit, part: Part):
+        self._way, self._part = way, part
+
+    def leave(self) -> bool:
+        return self._way.leave()
+
+    def __call__(self, state: Any, step: int) -> None:
+        self._way.told(self._part, state, step)
 
 
 def how_far(behind: np.ndarray, steps: int) -> int:

@@ -182,16 +182,13 @@ def _with_steps(entry: Entry, data: Mapping[tuple[str, float], Data]) -> Entry:
 
 
 def _with_digests(entries: Sequence[Entry]) -> tuple[Entry, ...]:
-    known: dict[Any, Any] = {}  # they may be gigabytes
+    known: dict[Path, str] = {}
     made = []
     for entry in entries:
-        base = entry.run.base
-        if isinstance(base, Weights) and base not in known:
-            try:
-                known[base] = with_digest(entry.run).base
-            except UserError as error:
-                raise UserError(f"{entry.label}: {error}") from error
-        run = dataclasses.replace(entry.run, base=known[base]) if isinstance(base, Weights) else entry.run
+        try:
+            run = with_digest(entry.run, known)
+        except UserError as error:
+            raise UserError(f"{entry.label}: {error}") from error
         made.append(dataclasses.replace(entry, run=run))
     return tuple(made)
 

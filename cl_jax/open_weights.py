@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,9 @@ import numpy as np
 from cl_jax.base import Weights
 from cl_jax.data import Data
 from cl_jax.errors import UserError
-from cl_jax.experiment import Decoder, Run
+from cl_jax.experiment import Decoder, Encoder, Run
 from cl_jax.model import Params
+from cl_jax.weights import wheel
 from cl_jax.weights.config_json import CONFIG, read_config, sizes
 from cl_jax.weights.llama import check_folder, load_weights
 from cl_jax.weights.shards import files_of
@@ -52,22 +54,34 @@ def check_weights(run: Run, data: Data) -> None:
         )
 
 
-def with_digest(run: Run) -> Run:
-    """The run with the digest of its weights, by which it is known.
+def with_digest(run: Run, known: dict[Path, str]) -> Run:
+    """The run with the digests of the weights that it starts from, by which it is known.
+
+    Args:
+        known: digests by folder, which may be of gigabytes; those that are found are added.
 
     Raises:
-        UserError: it expects another.
+        UserError: it expects others.
     """
-    base = run.base
-    if not isinstance(base, Weights):
-        return run
-    found = digest(base.folder)
-    if base.sha256 not in (None, found):
-        raise UserError(
-            f"base.sha256: was given {base.sha256}, and the files in {base.folder} have {found}: get the weights that "
-            f"were meant, or leave sha256 out"
-        )
-    return dataclasses.replace(run, base=dataclasses.replace(base, sha256=found))
+    changes: dict[str, Any] = {}
+    for name, part, folder in _open_parts(run):
+        if folder not in known:
+            known[folder] = digest(folder)
+        if part.sha256 not in (None, known[folder]):
+            raise UserError(
+                f"{name}.sha256: was given {part.sha256}, and the files in {folder} have {known[folder]}: get the "
+                f"weights that were meant, or leave sha256 out"
+            )
+        changes[name] = dataclasses.replace(part, sha256=known[folder])
+    return dataclasses.replace(run, **changes)
+
+
+def _open_parts(run: Run) -> Iterator[tuple[str, Any, Path]]:
+    """Fields of a run that hold open weights, what they are and the folder of the files."""
+    if isinstance(run.base, Weights):
+        yield "base", run.base, run.base.folder
+    if isinstance(run.model, Encoder) and run.model.weights is not None:
+        yield "model", run.model, wheel.folder_of(Path(run.model.weights).expanduser())
 
 
 def digest(folder: Path) -> str:

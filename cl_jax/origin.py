@@ -134,17 +134,18 @@ class _Begun:
 
     def __init__(self, origin: Origin):
         self._origin = origin
-        self._read: dict[Path, tuple[str, np.ndarray, fork.Shapes]] = {}
+        self._read: dict[Path, list[tuple[fork.Boundary, np.ndarray, fork.Shapes]]] = {}
         self._shapes: dict[Any, fork.Shapes] = {}
 
     def verified(self, member: Member, parent: Parent, data: Data) -> str:
         """The digest of a checkpoint that the member can continue. Raises UserError."""
-        if parent.folder not in self._read:
+        read = self._read.setdefault(parent.folder, [])
+        if not any(held.holds(parent) for held, *_ in read):
             held = fork.boundary(parent, self._origin.task)
             stopped = fork.stopped(held, self._origin.task)
-            self._read[parent.folder] = held.sha256, stopped, fork.state_of(held.leaves)
-        sha256, stopped, theirs = self._read[parent.folder]
-        if stopped[parent.place]:
+            read.append((held._replace(leaves={}), stopped, fork.state_of(held.leaves)))
+        held, stopped, theirs = next(each for each in read if each[0].holds(parent))
+        if stopped[held.place(parent)]:
             raise UserError(
                 f"--from: {parent.label!r} was stopped before task {self._origin.task} ended; choose an earlier task "
                 f"or another parent"
@@ -153,7 +154,7 @@ class _Begun:
         mine, model = self._of(run, data), self._of(program.world_of(run), data)
         params = {path[1:]: shape for path, shape in model.items() if path[0] == "trainable"}
         fork.take(hyper_parameters(run), mine, params, parent, theirs)
-        return sha256
+        return held.sha256
 
     def _of(self, run: Run, data: Data) -> fork.Shapes:
         structure = jax.tree.structure(run)

@@ -14,15 +14,16 @@ from collections.abc import Callable, Sequence
 import jax
 import numpy as np
 
+from cl_jax import flops
 from cl_jax.cache import cache_folder
 from cl_jax.compiled import Programs
 from cl_jax.data import Data
-from cl_jax.devices import cores, memory_bytes
+from cl_jax.devices import guessed_rate, memory_bytes
 from cl_jax.errors import UserError
 from cl_jax.plan import Shard, choose_width
-from cl_jax.program import state_parts
+from cl_jax.race import race, rounds_in
 from cl_jax.results import read_json, write_json
-from cl_jax.waves import chunk_steps, crew_of, first_states, muster
+from cl_jax.waves import call_steps, crew_of, first_states, muster
 
 WIDTHS = (1, 2, 4, 8, 16, 64)
 MEMORY_SHARE = 0.85  # of a device's memory that a wave may take
@@ -30,8 +31,9 @@ MEASURED_SECONDS = 0.3  # a width, once it is compiled
 SHARE = 0.05  # of a shard's time that may be spent on measuring
 LONGEST_CALL = 10.0  # seconds; a width that is expected to take longer is not tried
 LEAST_SECONDS = 3.0  # of measuring, below which nothing is: a program compiles about as long
-GUESSED_FLOPS = 2e10  # a second and core
-ENOUGH = 1.15  # a width this much slower than the best: those beyond it are not tried
+ENOUGH = 1.3  # a width this much slower than the best: those beyond it are not tried
+MEASURING = 2  # counted up where what was measured before is to be measured anew
+NEAR = 1.5  # measured one after another, so much slower than the best may be the machine's: they race
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,29 +51,45 @@ class Measured:
         return self.bytes <= MEMORY_SHARE * memory_bytes()
 
 
-def measure(shard: Shard, data: Data, programs: Programs, width: int, *, alone: bool = False) -> Measured:
-    """Compiles the training program of a full wave and times it; the members are repeated to fill it."""
-    size = programs.packing(len(shard.members), width, alone=alone).wave
-    members = tuple(shard.members[i % len(shard.members)] for i in range(size))
-    crew = crew_of(dataclasses.replace(shard, members=members, width=width, alone=alone), data, programs)
-    (wave,) = muster(crew, np.arange(len(members)))
-    steps, state = chunk_steps(members[0].entry.run.steps), first_states(crew, wave)
-    began = time.perf_counter()
-    memory = programs.compiled_steps(wave, state, crew.data, steps).memory_analysis()
-    compile_seconds = time.perf_counter() - began
-    taken = memory.argument_size_in_bytes + memory.output_size_in_bytes + memory.temp_size_in_bytes
-    found = Measured(width, float("inf"), taken - memory.alias_size_in_bytes, compile_seconds, alone)
-    if not found.fits:
-        return found
-    seconds: list[float] = []
-    # At least two, the first of which finds nothing in the caches.
-    while len(seconds) < 2 or sum(seconds) < MEASURED_SECONDS:
+class Trial:
+    """A full wave at one width, compiled and ready to be called; members are repeated to fill it."""
+
+    def __init__(self, shard: Shard, data: Data, programs: Programs, width: int, *, alone: bool = False):
+        size = programs.packing(len(shard.members), width, alone=alone).wave
+        members = tuple(shard.members[i % len(shard.members)] for i in range(size))
+        self._crew = crew_of(dataclasses.replace(shard, members=members, width=width, alone=alone), data, programs)
+        (self._wave,) = muster(self._crew, np.arange(size))
+        self._state, self._steps = first_states(self._crew, self._wave), self._crew.windows.chunk
         began = time.perf_counter()
-        state, losses = programs.steps(wave, state, crew.data, 0, 0, num_steps=steps)
+        memory = programs.compiled_steps(self._wave, self._state, self._crew.data, self._steps).memory_analysis()
+        compile_seconds = time.perf_counter() - began
+        taken = memory.argument_size_in_bytes + memory.output_size_in_bytes + memory.temp_size_in_bytes
+        self.found = Measured(width, float("inf"), taken - memory.alias_size_in_bytes, compile_seconds, alone)
+
+    def call(self) -> float:
+        """Trains the wave for one call; milliseconds a member-step."""
+        began = time.perf_counter()
+        programs, crew = self._crew.programs, self._crew
+        self._state, losses = programs.steps(self._wave, self._state, crew.data, 0, 0, num_steps=self._steps)
         jax.block_until_ready(losses)
-        seconds.append(time.perf_counter() - began)
+        return 1e3 * (time.perf_counter() - began) / (len(crew.members) * self._steps)
+
+    def seconds(self, milliseconds: float) -> float:
+        """Of a call, where a member-step takes so many milliseconds."""
+        return milliseconds / 1e3 * len(self._crew.members) * self._steps
+
+
+def measure(shard: Shard, data: Data, programs: Programs, width: int, *, alone: bool = False) -> Measured:
+    """Compiles the training program of a full wave and times it."""
+    trial, times = Trial(shard, data, programs, width, alone=alone), []
+    if not trial.found.fits:
+        return trial.found
+    began = time.perf_counter()
+    # At least two, the first of which finds nothing in the caches.
+    while len(times) < 2 or time.perf_counter() - began < MEASURED_SECONDS:
+        times.append(trial.call())
     # The fastest call: what disturbs a measurement only ever slows it down.
-    return dataclasses.replace(found, milliseconds=1e3 * min(seconds) / (len(members) * steps))
+    return dataclasses.replace(trial.found, milliseconds=min(times))
 
 
 def explore(
@@ -101,6 +119,32 @@ def explore(
     return found
 
 
+def rematch(found: Sequence[Measured], trial_of: Callable[[Measured], Trial], seconds: float) -> list[Measured]:
+    """What was measured one after another, with those that are near the best measured anew, in turns.
+
+    Args:
+        trial_of: makes ready what was measured.
+        seconds: that this may take; too few: nothing changes.
+    """
+    by_time = sorted((each for each in found if each.fits), key=lambda each: each.milliseconds)
+    room, near = MEMORY_SHARE * memory_bytes(), []
+    for each in by_time:
+        room -= each.bytes
+        if room < 0 or each.milliseconds > NEAR * by_time[0].milliseconds:
+            break
+        near.append(each)
+    trials = [trial_of(each) for each in near]
+    rounds = rounds_in(seconds, sum(trial.seconds(each.milliseconds) for trial, each in zip(trials, near, strict=True)))
+    if len(near) < 2 or not rounds:
+        return list(found)
+    times = race([trial.call for trial in trials], rounds)
+    anew = {
+        (each.width, each.alone): dataclasses.replace(each, milliseconds=time_)
+        for each, time_ in zip(near, times, strict=True)
+    }
+    return [anew.get((each.width, each.alone), each) for each in found]
+
+
 def best_width(found: Sequence[Measured], num_members: int, num_devices: int) -> int:
     """The width whose waves train all members soonest: the fastest per member-step, or one that pads fewer.
 
@@ -121,7 +165,7 @@ def best_width(found: Sequence[Measured], num_members: int, num_devices: int) ->
 def kept(program: str, widths: Sequence[int], measured: Callable[[], list[Measured]]) -> list[Measured]:
     """What was measured of a program on this device before, among these widths, or is measured now and kept."""
     device = jax.devices()[0]
-    about = [program, list(widths), device.device_kind, jax.local_device_count(), jax.__version__]
+    about = [program, MEASURING, list(widths), device.device_kind, jax.local_device_count(), jax.__version__]
     address = hashlib.sha256(json.dumps(about).encode()).hexdigest()[:16]
     file = cache_folder() / "widths" / f"{address}.json"
     if file.is_file():
@@ -156,47 +200,51 @@ def settled(shard: Shard, data: Data, programs: Programs, *, share: float = SHAR
     def measured() -> list[Measured]:
         def call(known: Measured, width: int) -> float:
             size = programs.packing(len(shard.members), width).wave
-            return known.milliseconds / 1e3 * size * chunk_steps(run.steps)
+            return known.milliseconds / 1e3 * size * call_steps(run, data, size)
 
-        found = explore(
-            lambda width: measure(shard, data, programs, width),
-            call,
-            shard.width,
-            widths,
-            lambda known: share * member_steps * known.milliseconds / 1e3,
-        )
+        def allowed(known: Measured) -> float:
+            return share * member_steps * known.milliseconds / 1e3
+
+        began = time.monotonic()
+        found = explore(lambda width: measure(shard, data, programs, width), call, shard.width, widths, allowed)
         best = min(found, key=lambda each: each.milliseconds)
-        if programs.devices[0].platform == "cpu" and len(programs.devices) > 1 and best.width == 1 and best.fits:
+        one = next((each for each in found if each.width == 1 and each.fits), None)
+        several = programs.devices[0].platform == "cpu" and len(programs.devices) > 1
+        if several and one is not None and one.milliseconds <= NEAR * best.milliseconds:
             found.append(measure(shard, data, programs, 1, alone=True))
-        return found
+        left = allowed(best) - (time.monotonic() - began)
+        return rematch(found, lambda each: Trial(shard, data, programs, each.width, alone=each.alone), left)
 
     found = kept(program_of(shard, data, programs), widths, measured)
-    width = shard.width if shard.fixed else best_width(found, len(shard.members), len(programs.devices))
-    return dataclasses.replace(shard, width=width, fixed=True, alone=width == 1 and better_alone(found)), found
+    if shard.fixed:
+        return dataclasses.replace(shard, alone=shard.width == 1 and better_alone(found, width=1)), found
+    width = best_width(found, len(shard.members), len(programs.devices))
+    alone = better_alone(found, width)
+    return dataclasses.replace(shard, width=1 if alone else width, fixed=True, alone=alone), found
 
 
-def better_alone(found: Sequence[Measured]) -> bool:
-    """Whether one member at a time that has all cores trains sooner than one on each core.
+def better_alone(found: Sequence[Measured], width: int) -> bool:
+    """Whether one member at a time that has all cores trains sooner than so many side by side on each core.
 
     It does where the weights of a member fill a core's cache and a batch is small, so that a step waits for memory: two
     members at once wait for twice as much.
     """
-    one = {each.alone: each.milliseconds for each in found if each.width == 1 and each.fits}
-    return one.get(True, float("inf")) < one.get(False, float("inf"))
+    alone = [each.milliseconds for each in found if each.alone and each.fits]
+    wide = {each.width: each.milliseconds for each in found if not each.alone and each.fits}
+    fastest = min(wide.values(), default=float("inf"))
+    return bool(alone) and alone[0] < wide.get(width, fastest)
 
 
 def guessed_seconds(shard: Shard, data: Data) -> float:
-    """A rough time of the shard before anything is known of its program: 6 FLOP a parameter, example and step."""
+    """A rough time of the shard before anything is known of its program, by the operations of its matrix products."""
     run = shard.members[0].entry.run
     member_steps = len(shard.members) * run.steps * run.stream.num_tasks
-    parameters = state_parts(run, data).parameters / 4
-    return member_steps * 6 * parameters * run.batch_size / (GUESSED_FLOPS * cores())
+    return member_steps * flops.of_a_step(run, data) / (guessed_rate() * len(jax.local_devices()))
 
 
 def program_of(shard: Shard, data: Data, programs: Programs) -> str:
     """The address of the shard's training program, equal for all that train alike (whatever they do at boundaries)."""
     crew = crew_of(dataclasses.replace(shard, members=shard.members[:1], width=1), data, programs)
     (wave,) = muster(crew, np.arange(1))
-    steps = chunk_steps(crew.members[0].entry.run.steps)
-    lowered = programs.lowered_steps(wave, first_states(crew, wave), crew.data, steps)
+    lowered = programs.lowered_steps(wave, first_states(crew, wave), crew.data, crew.windows.chunk)
     return hashlib.sha256(lowered.as_text().encode()).hexdigest()

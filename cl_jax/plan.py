@@ -30,10 +30,16 @@ class Shard:
     # On two devices at least, also where one would hold its members: a program for several rounds otherwise than one
     # for a single device, so that what is cut from a group which has several must have them too.
     spread: bool = False
+    part: str = ""  # name of the part that one of several processes trains, see `cl_jax.parts`; "": all of the shard
+
+    @property
+    def published(self) -> Path:
+        """Where what was measured goes."""
+        return self.folder / "parts" / self.part if self.part else self.folder
 
     @property
     def done(self) -> bool:
-        return (self.folder / "DONE.json").is_file()
+        return any((place / "DONE.json").is_file() for place in {self.published, self.folder})
 
 
 def group_name(member: Member) -> str:

@@ -32,7 +32,7 @@ def code_version() -> str:
 
 def environment() -> dict[str, Any]:
     """For environment.json."""
-    device = jax.devices()[0]
+    device = jax.local_devices()[0]
     return {
         "code": code_version(),
         "versions": {name: metadata.version(name) for name in PACKAGES},

@@ -2,6 +2,8 @@
 
 import hashlib
 import io
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -10,6 +12,7 @@ import numpy as np
 from cl_jax import inside
 from cl_jax.checkpoint import Checkpoints
 from cl_jax.diagnostics import notes
+from cl_jax.diagnostics.columns import Columns
 from cl_jax.diagnostics.notes import Notes
 from cl_jax.diagnostics.table import PART, part_content
 from cl_jax.evaluate import EVALUATED, METRICS
@@ -73,25 +76,31 @@ def publish(shard: Shard, standing: Standing, ends: np.ndarray) -> None:
         ends: int [members], tasks after which each member stops; that of a member that does not is T.
     """
     for name, content in _published(standing, ends).items():
-        write_atomically(shard.folder / name, content)
+        write_atomically(shard.published / name, content)
 
 
 def finish(shard: Shard, standing: Standing, ends: np.ndarray) -> None:
-    """Marks the shard as done, with the digests of what it published last.
+    """Marks the shard as done, with the digests of what it published last."""
+    mark_done(shard.published, _published(standing, ends))
 
-    What they are of is kept under names that hold them: another process may be at an earlier task of this shard, taken
-    for dead and alive, and publish that over it.
+
+def mark_done(folder: Path, contents: Mapping[str, bytes]) -> None:
+    """Writes DONE.json.
+
+    What its digests are of is kept under names that hold them: another process may be at an earlier task of this shard,
+    taken for dead and alive, and publish that over it.
+
+    Args:
+        contents: what was published last, by the name of the file.
     """
     digests = {}
-    for name, content in _published(standing, ends).items():
+    for name, content in contents.items():
         digests[f"{name.partition('.')[0]}_sha256"] = sha256 = hashlib.sha256(content).hexdigest()
-        write_atomically(addressed(shard.folder / name, sha256), content)
-    write_json(shard.folder / "DONE.json", digests)
+        write_atomically(addressed(folder / name, sha256), content)
+    write_json(folder / "DONE.json", digests)
 
 
 def _published(standing: Standing, ends: np.ndarray) -> dict[str, bytes]:
-    """Content by the name of the file; a record comes last, so that no reader finds it without its diagnostics."""
-    buffer = io.BytesIO()
     num_tasks = standing.record.shape[-1]
     record = Record(
         record=standing.record,
@@ -99,8 +108,19 @@ def _published(standing: Standing, ends: np.ndarray) -> dict[str, bytes]:
         rows_done=(np.minimum(standing.tasks, ends) + 1).astype(np.int32),
         stopped=(ends < num_tasks) & (ends <= standing.tasks),
     )
+    return contents_of(record, None if standing.notes is None else (standing.notes.values, standing.notes.columns))
+
+
+def contents_of(record: Record, measured: tuple[np.ndarray, Columns] | None) -> dict[str, bytes]:
+    """What is published, by the name of the file; a record comes last, so that no reader finds it without its
+    diagnostics.
+
+    Args:
+        measured: by diagnostics, as `cl_jax.diagnostics.table.read_part` gives it.
+    """
+    buffer = io.BytesIO()
     np.savez(buffer, **record._asdict())
-    part = {} if standing.notes is None else {PART: part_content(standing.notes.values, standing.notes.columns)}
+    part = {} if measured is None else {PART: part_content(*measured)}
     return {**part, "record.npz": buffer.getvalue()}
 
 

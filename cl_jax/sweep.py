@@ -85,7 +85,8 @@ def _run(
     num_tasks = shard.members[0].entry.run.stream.num_tasks
     ends = np.array([stage.stopped.get(member.id, num_tasks) for member in shard.members])
     last = min(stage.until or num_tasks, ends.max())
-    checkpoints = Checkpoints(shard.folder, progress.say, keep, stage.attempt)
+    ids = [member.id for member in shard.members]
+    checkpoints = Checkpoints(shard.folder, progress.say, keep, stage.attempt, ids)
     try:
         standing = restored(crew, checkpoints)
         way_out = _WayOut(checkpoints, stage.when)

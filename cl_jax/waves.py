@@ -1,6 +1,6 @@
 """A shard's members wave by wave: the loop of calls that trains a task, and what they leave on the host."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import Any, NamedTuple, Protocol
 
@@ -8,17 +8,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from cl_jax import flops
 from cl_jax.budget import Windows, plan_windows
 from cl_jax.compiled import Packing, Programs, Wave, padded, stack
 from cl_jax.data import Data
-from cl_jax.devices import by_member
-from cl_jax.experiment import Member
+from cl_jax.devices import by_member, guessed_rate
+from cl_jax.experiment import Member, Run
 from cl_jax.plan import Shard
 from cl_jax.program import World
 from cl_jax.streaming import Feed
 from cl_jax.train import TrainState, kept
 
-CHUNK_STEPS = 250  # steps between two reports of progress
+CHUNK_STEPS = 250  # steps after which a member that diverges in them is put back, and a task may be gone on with
+CALL_SECONDS = 10.0  # of one call by a guess that is rather too long: whoever asks to leave waits for its end
 
 Host = Any  # a tree of numpy arrays [members of the shard, ...]
 
@@ -30,6 +32,18 @@ class Progress(Protocol):
     def restored(self, member_steps: int) -> None: ...
     def advanced(self, shard: Shard, task: int, member_steps: int) -> None: ...
     def say(self, message: str) -> None: ...
+
+
+class Between(Protocol):
+    """What is asked and told between two calls of a task."""
+
+    def leave(self) -> bool:
+        """Whether to leave."""
+        ...
+
+    def __call__(self, state: Any, step: int) -> None:
+        """A wave's state, on the devices or the host, and the steps behind it; raises where it is to leave."""
+        ...
 
 
 class Crew(NamedTuple):
@@ -73,7 +87,7 @@ def prepare(crew: Crew) -> None:
     if crew.data.host is not None:
         return
     wave = muster(crew, np.zeros(1, np.int64))[0]
-    crew.programs.prepare(wave, first_params(crew, wave), crew.data, chunk_steps(crew.members[0].entry.run.steps))
+    crew.programs.prepare(wave, first_params(crew, wave), crew.data, crew.windows.chunk)
 
 
 def host_like(crew: Crew) -> TrainState:
@@ -86,7 +100,7 @@ def host_like(crew: Crew) -> TrainState:
 
 def train_task(
     crew: Crew, wave: Wave, state: TrainState, task: int, progress: Progress, begin: int = 0,
-    between: Callable[[TrainState, int], None] | None = None,
+    between: Between | None = None,
 ) -> TrainState:  # fmt: skip
     """The steps of a task, in chunks; those of members that have all diverged are not computed.
 
@@ -96,18 +110,22 @@ def train_task(
     """
     steps, count, feed = crew.members[0].entry.run.steps, len(wave.places), feed_of(crew, wave)
     chunk, whole = crew.windows.chunk, chunk_steps(steps)
+    # Of the state before a whole chunk that is cut into calls: a member that diverges in any of them is put back to it,
+    # however it is cut, and whoever leaves in between goes on from it.
     start = None
     flags: Any = np.zeros(1, bool)
     with feed.training(task, begin) as data_for:
         for first in range(begin, steps, chunk):
             at_whole = first % whole == 0
+            if at_whole and start is not None:
+                state = _put_back(wave, start, state)
+            if between is not None and first > begin:
+                if at_whole:
+                    between(state, first)
+                elif between.leave():
+                    between(start, first - first % whole)
             if chunk < whole and at_whole:
-                # A member that diverges is left as it was before the whole chunk, however that is cut.
-                state = state if start is None else _kept(start, state)
-            if between is not None and at_whole and first > begin:
-                between(state, first)
-            if chunk < whole and at_whole:
-                start = jax.tree.map(jnp.copy, state)
+                start = jax.tree.map(lambda leaf: np.array(leaf), state)
             state, _ = crew.programs.steps(wave, state, data_for(state), task, first, num_steps=chunk)
             # Waits for the chunk before this one, so that the device always has the next at hand.
             frozen = bool(np.asarray(flags).all())
@@ -116,7 +134,14 @@ def train_task(
             if frozen:
                 progress.advanced(crew.shard, task, (steps - first - chunk) * count)
                 break
-    return state if start is None else _kept(start, state)
+    return state if start is None else _put_back(wave, start, state)
+
+
+def _put_back(wave: Wave, start: Host, state: TrainState) -> TrainState:
+    """Members that have diverged as they were at the start, [wave, ...] on the host."""
+    if not np.asarray(state.diverged).any():
+        return state
+    return _kept(jax.device_put(start, by_member(wave.packing.mesh)), state)
 
 
 _kept = jax.jit(jax.vmap(kept))
@@ -139,7 +164,7 @@ def windows_of(shard: Shard, data: Data, num_devices: int) -> Windows:
         1 if shard.alone else min(num_devices, max(1 + shard.spread, -(-len(shard.members) // shard.width)))
     )
     num_seeds = min(wave, len({member.seed for member in shard.members}))
-    return plan_windows(run, num_seeds, wave, data, chunk_steps(run.steps))
+    return plan_windows(run, num_seeds, wave, data, call_steps(run, data, wave))
 
 
 def feed_of(crew: Crew, wave: Wave) -> Feed:
@@ -153,6 +178,16 @@ def chunk_steps(steps: int, most: int = CHUNK_STEPS) -> int:
     """The largest divisor of `steps` up to `most`, or all steps where that would be tiny: one shape, one compile."""
     best = max(size for size in range(1, min(steps, most) + 1) if steps % size == 0)
     return best if best * 10 >= min(steps, most) else steps
+
+
+def call_steps(run: Run, data: Data, wave: int) -> int:
+    """Steps of one call that trains so many members: a chunk's, or a divisor of them where those would take long."""
+    whole = chunk_steps(run.steps)
+    # As if one device computed the wave: it may lie on any number of them, and too short a call costs little.
+    most = CALL_SECONDS * guessed_rate() * jax.local_device_count() / max(1, wave * flops.of_a_step(run, data))
+    # Never one, if it can be helped: a loop of one round is compiled as none, which may round otherwise.
+    sizes = [size for size in range(2, whole + 1) if whole % size == 0] or [1]
+    return max([size for size in sizes if size <= most], default=sizes[0])
 
 
 def to_host(wave: Wave, tree: Any) -> Host:

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from cl_jax import flops
 from cl_jax.errors import UserError
 from cl_jax.fisher import diagonal_fisher
 from cl_jax.models.mlp import mlp
@@ -21,7 +22,6 @@ from experiments.benchmark import (
     engine,
     figures,
     fishers,
-    flops,
     measure,
     notebook,
     overhead,

@@ -122,6 +122,30 @@ def test_a_diverged_member_stays_as_it_was(data: Data, tmp_path: Path) -> None:
     assert record(tmp_path / "broken") == record(tmp_path / "whole")
 
 
+@pytest.mark.parametrize("polls", [2, 4])
+def test_slow_steps_are_left_in_the_middle_of_a_chunk(
+    polls: int, data: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Chunks of ten steps are cut into calls of two; one member diverges, and is put back to where its chunk began."""
+    who = everyone(BOTH, (0.2, 1e6), seeds=2)
+    train(tmp_path / "whole", who, data, lambda: False)
+    monkeypatch.setattr(waves, "call_steps", lambda run, data, wave: 2)
+    train(tmp_path / "cut", who, data, lambda: False)
+    broken_off(tmp_path / "broken", who, data, polls + 7)  # seven polls a chunk at least
+    assert record(tmp_path / "cut") == record(tmp_path / "broken") == record(tmp_path / "whole")
+
+
+def test_whoever_leaves_in_the_middle_of_a_chunk_has_saved_its_beginning(
+    data: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(waves, "call_steps", lambda run, data, wave: 2)
+    who = everyone(BOTH, seeds=2)
+    with pytest.raises(Leaving):
+        train(tmp_path / "out", who, data, after(8))  # one before the wave, five in its first chunk, two in its second
+    log = train(tmp_path / "out", who, data, lambda: False)
+    assert any("from step 10 on" in each for each in log.said)
+
+
 def test_data_that_streams(tmp_path: Path) -> None:
     source = sources.load("digits")
     data = split_source(source, 0.1, budget=source.image_bytes // 2)

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-from cl_jax import plan, sources, waves
+from cl_jax import flops, plan, sources, waves
 from cl_jax.compiled import Programs
 from cl_jax.config import replace
 from cl_jax.data import Data, split_source
@@ -87,3 +87,16 @@ def test_a_wave_that_has_diverged_is_trained_no_further(data: Data, monkeypatch:
     state = waves.train_task(three, wave, state, 0, progress)
     assert np.asarray(state.diverged).all()
     assert calls == [0, 250]  # the second was under way when the first was seen to have diverged
+
+
+def test_calls_of_slow_steps_are_short(data: Data, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A guess of ten seconds at most, and never one step: a loop of one round would be compiled as none."""
+    run = replace(RUN, {"steps": 1000})
+    a_step = flops.of_a_step(run, data)
+    assert a_step == 8 * (4 * 64 * 8 + 6 * 8 * 10)  # of a batch of 8, see `cl_jax.flops`
+    assert waves.call_steps(run, data, 64) == 250
+    for seconds, expected in ((0.05, 125), (1.5, 5), (7.0, 2), (100.0, 2)):
+        rate = 64 * a_step / seconds / jax.local_device_count()
+        monkeypatch.setattr(waves, "guessed_rate", lambda rate=rate: rate)
+        assert waves.call_steps(run, data, 64) == expected
+    assert waves.call_steps(replace(run, {"steps": 7}), data, 64) == 7

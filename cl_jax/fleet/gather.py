@@ -1,5 +1,6 @@
 """`cl-jax gather OUT`: the one table of a sweep, bit for bit that of `cl-jax run`, and what it lacks."""
 
+import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,7 +14,7 @@ from cl_jax.fleet.heartbeat import Beat, beats_in
 from cl_jax.fleet.sweep_file import Sweep
 from cl_jax.job import SWEEP
 from cl_jax.plan import Shard
-from cl_jax.results import Record
+from cl_jax.results import Record, read_shard
 from cl_jax.standing import read_record
 
 SAME = ("code", "matmul_precision", "platform")  # what results of one table have in common
@@ -50,7 +51,9 @@ def gather(out: Path, *, mixed: bool = False, say: Callable[[str], None] = print
         except UserError as error:
             lacks.append(_lack(number, shard, str(error)))
             continue
-        if read is not None:
+        if not shard.done:
+            parts += _published(shard, read)
+        elif read is not None:
             parts.append((shard.folder, shard.members, read))
         if not shard.done:
             why = "not begun" if not beats[number] else f"not finished, {beats[number][-1].state}"
@@ -59,6 +62,28 @@ def gather(out: Path, *, mixed: bool = False, say: Callable[[str], None] = print
         raise UserError(f"{out}: no shard has finished a task yet; see: cl-jax status {out}")
     _write(out, sweep, trained, parts, lacks)
     return lacks
+
+
+def _published(shard: Shard, read: Record | None) -> list[tuple[Path, Sequence[Member], Record]]:
+    """What is known of a shard that is not done: of each member the most, from wherever a process has published it."""
+    sources = [] if read is None else [(shard.folder, shard.members, read)]
+    known = {member.id: member for member in shard.members}
+    for file in sorted(shard.folder.glob("parts/*/shard.json")):
+        with contextlib.suppress(UserError):  # a part that is damaged is trained again before the shard is done
+            ids, _, _ = read_shard(file)
+            part = Shard(folder=file.parent, members=tuple(known[name] for name in ids if name in known), width=1)
+            if (of_part := read_record(part)) is not None:
+                sources.append((part.folder, part.members, of_part))
+    best: dict[str, tuple[int, int]] = {}  # rows, and which source has them
+    for number, (_, members, record) in enumerate(sources):
+        for member, rows in zip(members, record.rows_done.tolist(), strict=True):
+            best[member.id] = max(best.get(member.id, (-1, 0)), (rows, -number))
+    found = []
+    for number, (folder, members, record) in enumerate(sources):
+        places = [i for i, member in enumerate(members) if best[member.id][1] == -number]
+        if places:
+            found.append((folder, [members[i] for i in places], Record(*(array[places] for array in record))))
+    return found
 
 
 def _lack(number: int, shard: Shard, why: str) -> Lack:

@@ -41,6 +41,9 @@ class Beat:
     environment: Mapping[str, Any]  # what results depend on, see `cl_jax.provenance.environment`; empty: not known yet
     exit_code: int | None = None
     error: str | None = None
+    group: str = ""  # name of the processes that train the shard together; "": it is alone
+    process: int = 0  # which of them it is
+    processes: int = 1
 
     @property
     def stale(self) -> bool:
@@ -73,7 +76,12 @@ class Heart:
     def tell(self, **changes: Any) -> None:
         """Changes what the next beat says, by the names of `Beat`."""
         with self._lock:
-            before, self._beat = self._beat, dataclasses.replace(self._beat, **changes)
+            before = self._beat
+            processes = changes.get("processes", before.processes)
+            if "doing" in changes and processes > 1:
+                number = changes.get("process", before.process)
+                changes["doing"] = f"process {number} of {processes}, {changes['doing']}"
+            self._beat = dataclasses.replace(before, **changes)
             if before.doing != self._beat.doing:
                 self._changed.set()
 
@@ -143,6 +151,27 @@ class Watched:
         self._bar.say(message)
 
 
+class CatchingUp:
+    """Progress of members that another has left behind, until they are where the others of this process are.
+
+    They are counted once all of them go on from there; meanwhile what is trained is only known to be trained.
+    """
+
+    def __init__(self, watched: Watched, heart: Heart):
+        self._watched, self._heart = watched, heart
+        self.compiling, self.say = watched.compiling, watched.say
+
+    def restored(self, member_steps: int) -> None:
+        pass
+
+    def advanced(self, shard: Any, task: int, member_steps: int) -> None:
+        if shard.folder.parent.name == "trunks":
+            self._watched.advanced(shard, task, member_steps)
+        else:
+            self._heart.tell(doing=f"task {task + 1}, of members that are behind")
+            self._heart.count(trained=member_steps)
+
+
 def beats_in(folder: Path) -> list[Beat]:
     """The attempts at a shard, in the order in which they began; what cannot be read is left out."""
     found = []
@@ -162,7 +191,8 @@ _KINDS = {
 
 def _read(file: Path) -> Beat | None:
     held = read_json(file, _KINDS)
-    code, error = held.get("exit_code"), held.get("error")
-    if not isinstance(code, int | None) or not isinstance(error, str | None):
+    rest = {name: held[name] for name in ("exit_code", "error", "group", "process", "processes") if name in held}
+    kinds = {"exit_code": int | None, "error": str | None, "group": str, "process": int, "processes": int}
+    if not all(isinstance(value, kinds[name]) for name, value in rest.items()):
         return None
-    return Beat(**{name: held[name] for name in _KINDS}, exit_code=code, error=error)
+    return Beat(**{name: held[name] for name in _KINDS}, **rest)

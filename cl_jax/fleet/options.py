@@ -3,6 +3,8 @@
 import dataclasses
 from pathlib import Path
 
+from cl_jax.fleet import launching
+from cl_jax.fleet.launching import Launch as Launch
 from cl_jax.option_fields import Flag, Job, option, word
 
 
@@ -18,6 +20,16 @@ class Shards(Job):
     """Hours that a shard takes on a machine like this one; each program is compiled and timed for it."""
     measure: Flag = False
     """Compile and time programs for their widths where `run` would; with --hours always."""
+    chips: option(int, "N") = None  # pyright: ignore[reportInvalidTypeForm]
+    """For the cost: chips of a machine that trains a shard; left out: 1."""
+    price: option(float, "X") = None  # pyright: ignore[reportInvalidTypeForm]
+    """For the cost: of a chip-hour, in any currency."""
+    preemptions: option(float, "PER_HOUR") = None  # pyright: ignore[reportInvalidTypeForm]
+    """For the cost: how often an hour a machine is taken away; left out: 0."""
+    save_seconds: option(float, "S") = None  # pyright: ignore[reportInvalidTypeForm]
+    """For the cost: that a save takes; left out: 2."""
+    restart_minutes: option(float, "R") = None  # pyright: ignore[reportInvalidTypeForm]
+    """For the cost: until a shard trains again on another machine; left out: 6."""
 
 
 @dataclasses.dataclass
@@ -28,6 +40,12 @@ class Worker:
     """The sweep.json that `shards` has written."""
     shard: option(int, "I") = None  # pyright: ignore[reportInvalidTypeForm]
     """Number of the shard, from 0."""
+    processes: option(str, "N|auto") = None  # pyright: ignore[reportInvalidTypeForm]
+    """Processes that train the shard together; auto: those of a srun, a TPU slice or an mpirun. Left out: 1."""
+    process: option(int, "K") = None  # pyright: ignore[reportInvalidTypeForm]
+    """Which of them this is, from 0."""
+    coordinator: option(str, "HOST:PORT") = None  # pyright: ignore[reportInvalidTypeForm]
+    """Where process 0 is found by the others; any free port of its machine."""
     scratch: option(Path, "FOLDER") = None  # pyright: ignore[reportInvalidTypeForm]
     """Of a sweep in a store: where its local copy lies until the shard is done; left out: in the user's cache."""
     quiet: Flag = False
@@ -56,28 +74,11 @@ class Gather:
     """Also where shards were trained by different versions, at different precisions or on different platforms."""
 
 
-@dataclasses.dataclass
-class Launch:
-    """Train all shards of a sweep by an engine that starts workers."""
-
-    engine: word("ENGINE")  # pyright: ignore[reportInvalidTypeForm]
-    """ray: a task a shard on a Ray cluster, or on this machine."""
-    out: word("FOLDER|URL")  # pyright: ignore[reportInvalidTypeForm]
-    """The folder that sweep.json is in; every machine sees it under this path."""
-    cpus: option(float, "X") = None  # pyright: ignore[reportInvalidTypeForm]
-    """CPUs that a shard takes; left out: 1."""
-    gpus: option(float, "X") = None  # pyright: ignore[reportInvalidTypeForm]
-    """GPUs that a shard takes; left out: 0."""
-    address: option(str, "ADDRESS") = None  # pyright: ignore[reportInvalidTypeForm]
-    """Of the cluster; left out: the one that is found, or else this machine alone."""
-
-
 COMMANDS = {"shards": Shards, "worker": Worker, "launch": Launch, "status": Status, "gather": Gather}
-ENGINES = {"ray": "ray_tasks.py"}  # by the name of their file in the checkout's folder launch
 ABOUT = {
     "shards": """Cut an experiment into shards that processes train apart, and write sweep.json.
 
-The same command again writes the same; nothing is trained.
+The same command again writes the same; nothing is trained. What it costs is told after the plan.
 
 Examples:
   cl-jax shards experiments/quickstart --out runs/fleet --members 20
@@ -96,15 +97,11 @@ Its exit code says what to do:
 
 Examples:
   cl-jax worker --sweep runs/fleet/sweep.json --shard 0
+  cl-jax worker --sweep s.json --shard 0 --processes 2 --process 0 --coordinator node1:9876
+  srun cl-jax worker --sweep s.json --shard 0 --processes auto
   cl-jax worker --sweep s3://bucket/fleet/sweep.json --shard 0 --scratch /local
 """,
-    "launch": """Train all shards of a sweep by an engine that starts workers, and starts them again.
-
-It exits 0 when all shards are done, and 1 where some are not, which it names.
-
-Examples:
-  cl-jax launch ray runs/fleet --cpus 2
-""",
+    "launch": launching.ABOUT,
     "status": """Say where the shards of a sweep stand: done, running, stale, failed, waiting.
 
 Examples:
@@ -123,6 +120,7 @@ Examples:
 MISSING = {
     "sweep": "give --sweep, the sweep.json of a sweep",
     "shard": "give --shard, its number from 0",
-    "engine": f"give an engine, one of {', '.join(ENGINES)}",
+    "engine": launching.MISSING,
 }
-WHOLE, NUMBERS = ("members", "shard"), ("hours", "cpus", "gpus")
+WHOLE = ("members", "shard", "process", *launching.WHOLE)
+NUMBERS = ("hours", "price", "preemptions", "save_seconds", "restart_minutes", *launching.NUMBERS)

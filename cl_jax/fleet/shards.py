@@ -1,5 +1,6 @@
 """Cuts an experiment into shards: the same cut wherever it is made, and at the widths that `cl-jax run` would take."""
 
+import collections
 import dataclasses
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
@@ -10,6 +11,7 @@ import jax
 from cl_jax import estimate, packing, plan, provenance, trunk, waves
 from cl_jax.compiled import Programs
 from cl_jax.experiment import Member
+from cl_jax.fleet.cost import Kind
 from cl_jax.fleet.sweep_file import Options, Piece, Sweep
 from cl_jax.job import Checked
 from cl_jax.plan import Shard
@@ -20,8 +22,8 @@ Sized = tuple[Shard, int]  # a group and how many of its members make a shard
 def make_sweep(
     ready: Checked, experiment: Path, options: Options, *, members: int | None = None, hours: float | None = None,
     measure: bool = False,
-) -> Sweep:  # fmt: skip
-    """The sweep of an experiment.
+) -> tuple[Sweep, list[Kind]]:  # fmt: skip
+    """The sweep of an experiment, and what its cost depends on.
 
     Args:
         experiment: its file.
@@ -40,23 +42,29 @@ def make_sweep(
     firsts = list({member.id: member for member in by_member.values()}.values())
     groups, trunks = (plan.new_shards(Path(), each, options.width, ready.state_bytes) for each in (everyone, firsts))
     sized = [(group, members or len(group.members)) for group in groups]
+    timed: dict[str, Sequence[packing.Measured]] = {}
     if measure or hours is not None:
         programs = Programs()
-        settled = [(_settled(ready, group, programs), size) for group, size in sized]
-        sized = [
-            (group, size if hours is None else _fitting(ready, group, measured, by_member, hours, programs))
-            for (group, measured), size in settled
-        ]
-        trunks = [_settled(ready, group, programs)[0] for group in trunks]
+        for place, (group, size) in enumerate(sized):
+            group, timed[_name(group)] = _settled(ready, group, programs, timed=hours is not None)
+            sized[place] = (
+                group,
+                size if hours is None else _fitting(ready, group, timed[_name(group)], by_member, hours),
+            )
+        for place, group in enumerate(trunks):
+            trunks[place], found = _settled(ready, group, programs)
+            timed.setdefault(_name(group), found)
     sized, trunks = [(_on_devices(group), size) for group, size in sized], [_on_devices(group) for group in trunks]
-    shards = [piece for group, size in sized for piece in _cut(group, size, _order(group, by_member))]
-    parts = [piece for group in trunks for piece in _cut(group, _least(group), group.members)]
+    cuts = [(group, _cut(group, size, _order(group, by_member)), _tasks(group, by_member)) for group, size in sized]
+    first = [(group, _cut(group, _least(group), group.members), 1) for group in trunks]
+    shards, parts = ([piece for _, cut, _ in each for piece in cut] for each in (cuts, first))
+    kinds = [kind for cut in (*cuts, *first) for kind in _kinds(ready, *cut, timed.get(_name(cut[0]), ()))]
     for shard in (*shards, *parts):
         if ready.streamed:
             run = shard.members[0].entry.run
             waves.windows_of(shard, ready.data[run.data, run.validation], jax.local_device_count())  # raises
     environment = provenance.environment()
-    return Sweep(
+    sweep = Sweep(
         name=ready.experiment.name,
         experiment=str(experiment.resolve()),
         experiment_sha256=hashlib.sha256(experiment.read_bytes()).hexdigest(),
@@ -67,22 +75,47 @@ def make_sweep(
         shards=tuple(_piece(shard, _tasks(shard, by_member)) for shard in shards),
         trunks=tuple(_piece(shard, 1) for shard in parts),
     )
+    return sweep, kinds
 
 
-def _settled(ready: Checked, group: Shard, programs: Programs) -> tuple[Shard, Sequence[packing.Measured]]:
+def _name(group: Shard) -> str:
+    return plan.group_name(group.members[0])
+
+
+def _settled(
+    ready: Checked, group: Shard, programs: Programs, *, timed: bool = False
+) -> tuple[Shard, Sequence[packing.Measured]]:
+    """The group at its width, and what was measured; `timed`: its program is, whether or not that pays."""
     run = group.members[0].entry.run
-    return packing.settled(group, ready.data[run.data, run.validation], programs)
+    data = ready.data[run.data, run.validation]
+    group, measured = packing.settled(group, data, programs)
+    if timed and not measured and data.host is None:
+        measured = [packing.measure(group, data, programs, group.width, alone=group.alone)]
+    return group, measured
+
+
+def _kinds(
+    ready: Checked, group: Shard, cut: Sequence[Shard], tasks: int, measured: Sequence[packing.Measured]
+) -> list[Kind]:
+    """The shards that a group is cut into, which train so many tasks, by their size."""
+    run, everyone = group.members[0].entry.run, len(group.members)
+    data = ready.data[run.data, run.validation]
+    whole = estimate.estimate(group, data, measured, tasks_elsewhere=run.stream.num_tasks - tasks)
+    seconds = whole.seconds
+    if seconds is None:
+        seconds = packing.guessed_seconds(group, data) * tasks / run.stream.num_tasks
+    return [
+        Kind(count, size, seconds * size / everyone, bool(measured), whole.checkpoint_bytes // everyone, tasks)
+        for size, count in collections.Counter(len(shard.members) for shard in cut).items()
+    ]
 
 
 def _fitting(
-    ready: Checked, group: Shard, measured: Sequence[packing.Measured], by_member: Mapping[str, Member], hours: float,
-    programs: Programs,
-) -> int:  # fmt: skip
+    ready: Checked, group: Shard, measured: Sequence[packing.Measured], by_member: Mapping[str, Member], hours: float
+) -> int:
     """How many members of a group train in so many hours."""
     run, shared = group.members[0].entry.run, int(group.members[0].id in by_member)
     data = ready.data[run.data, run.validation]
-    if not measured and data.host is None:
-        measured = [packing.measure(group, data, programs, group.width, alone=group.alone)]
     seconds = estimate.estimate(group, data, measured, tasks_elsewhere=shared).seconds
     if seconds is None:
         seconds = packing.guessed_seconds(group, data)

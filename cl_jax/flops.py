@@ -19,14 +19,48 @@ import jax.numpy as jnp
 from jax.extend import core
 
 from cl_jax.batch import Batch
+from cl_jax.data import Data
+from cl_jax.experiment import Run
 from cl_jax.losses import task_loss
 from cl_jax.model import Model
+from cl_jax.program import example_of, state_parts, view_of
+
+
+def of_a_step(run: Run, data: Data) -> int:
+    """Operations of one training step of one member, but for what its methods add; nothing is computed.
+
+    Of a model with a loop that cannot be counted: 6 operations a parameter and example.
+    """
+    view = view_of(run, data)
+    key = (jax.tree.structure(run.model), view.num_outputs, run.batch_size, data.sha256, data.images.shape[1:])
+    if key not in _STEPS:
+        try:
+            _STEPS[key] = gradient(run.model.build(view.num_outputs), _batch(run.batch_size, data))
+        except ValueError:
+            _STEPS[key] = 6 * state_parts(run, data).parameters // 4 * run.batch_size
+    return _STEPS[key]
+
+
+_STEPS: dict[Any, int] = {}  # a few tenths of a second each, and asked for more than once
+
+
+def _batch(size: int, data: Data) -> Batch:
+    """Shapes and dtypes of so many examples."""
+
+    def shape(shape: tuple[int, ...], dtype: Any) -> Any:
+        return jax.ShapeDtypeStruct((size, *shape), dtype)
+
+    x = jax.tree.map(lambda leaf: shape(leaf.shape[1:], leaf.dtype), example_of(data))
+    if data.text is None:
+        return Batch(x, shape((), jnp.int32))
+    length = (data.text.context,)
+    return Batch(x, shape(length, jnp.int32), counted=shape(length, jnp.float32))
 
 
 def training_step(model: Model, image_shape: tuple[int, ...], batch_size: int) -> int:
     """Operations of one gradient of the mean loss over a batch; nothing is computed."""
-    x = jax.ShapeDtypeStruct((batch_size, *image_shape), jnp.float32)
-    return gradient(model, Batch(x, jax.ShapeDtypeStruct((batch_size,), jnp.int32)))
+    y: Any = jax.ShapeDtypeStruct((batch_size,), jnp.int32)
+    return gradient(model, Batch(jax.ShapeDtypeStruct((batch_size, *image_shape), jnp.float32), y))
 
 
 def gradient(model: Model, batch: Any) -> int:
