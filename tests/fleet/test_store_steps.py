@@ -258,13 +258,16 @@ def test_inside_a_task_is_further_than_its_beginning(at: Place) -> None:
     assert [key for key in at.objects if "/inside-" in key] == []
 
 
-def test_a_step_that_goes_while_it_is_brought_up(at: Place, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Orbax and the next boundary remove what nobody needs: no manifest of half of it is put."""
+@pytest.mark.parametrize("whole", [True, False])
+def test_a_step_that_goes_while_it_is_brought_up(whole: bool, at: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Orbax and the next boundary remove what nobody needs, at once or file by file: no manifest of it is put."""
     mirror = at.mirror("first")
     local = step(mirror, "attempt-a/1")
 
     def before(done: Done) -> bytes | None:
-        if local.exists():
+        if not whole and "/attempt-a/1/" in done.key:
+            (mirror.folder / done.key.removeprefix("steps/")).unlink()  # it has been read
+        elif whole and local.exists():
             local.rename(local.with_name("gone"))
         return done.content
 
