@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import time
@@ -22,6 +23,10 @@ from ray.cluster_utils import Cluster  # noqa: E402
 from launch import ray_slices  # noqa: E402
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]  # Ray's own warnings
+# Each try starts seven processes of Ray a host: minutes on two cores, and limits that a busy machine passes.
+on_cluster = pytest.mark.skipif(
+    "CL_JAX_RAY_SLICES" not in os.environ, reason="slices on Ray take minutes and a quiet machine: CL_JAX_RAY_SLICES=1"
+)
 NODE = {"include_dashboard": False, "object_store_memory": 80_000_000}
 # A node that is killed is known in seconds, and one that a busy machine keeps waiting is not taken for one.
 HEALTH = {"health_check_period_ms": 1000, "health_check_failure_threshold": 5, "health_check_timeout_ms": 120_000}
@@ -96,6 +101,7 @@ def takes_processes() -> bool:
     return "--processes" in told.stdout
 
 
+@on_cluster
 def test_a_slice_is_lost(cluster: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """First one of its hosts, then the other; another slice comes, and the table is that of one process."""
     out, whole, log, script = (tmp_path / name for name in ("out", "whole", "log", "worker.py"))
@@ -164,6 +170,7 @@ def train(folder: Path, ends: list[list[tuple[int | None, int | None]]], scaling
     return ray_slices.train(folder, scaling, [sys.executable, str(folder / "worker.py")], limit=1)
 
 
+@on_cluster
 def test_exit_codes(two_hosts: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The cause counts, and not that the others were told to go."""
     lost = train(tmp_path, [[(75, 0), (-9, 0)], [(75, 75), (2, 2)]], two_hosts)
@@ -174,6 +181,7 @@ def test_exit_codes(two_hosts: Any, tmp_path: Path, capsys: pytest.CaptureFixtur
     assert "shard 0: signal 9 to process 1; again" in capsys.readouterr().out
 
 
+@on_cluster
 def test_the_limit(two_hosts: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Here it is over as soon as both processes are at work; none is left behind."""
     started = [tmp_path / f"pid-{number}" for number in range(HOSTS)]
