@@ -26,7 +26,7 @@ pytestmark = [
     pytest.mark.slow,  # a server and a dozen starts of the command line
     pytest.mark.skipif(bool(LACKING), reason=f"not installed: {', '.join(LACKING)}"),
 ]
-STEPS, MEMBERS = 40_000, 2  # of a task, which takes a second or more; of a shard
+STEPS, MEMBERS = 20_000, 2  # of a task, which takes a second or more; of a shard
 URL = "s3://bucket/sweeps/fleet"
 
 
