@@ -170,7 +170,7 @@ def test_the_command_of_a_pod_is_one(out: Path) -> None:
     assert container["command"] == ["cl-jax"]
     for shard in range(made["spec"]["completions"]):
         words = [word.replace("$(JOB_COMPLETION_INDEX)", str(shard)) for word in container["args"]]
-        assert options.parse(words) == fleet.Worker(sweep=out / "sweep.json", shard=shard, quiet=True)
+        assert options.parse(words) == fleet.Worker(sweep=str(out / "sweep.json"), shard=shard, quiet=True)
 
 
 def test_a_jobset_a_shard(out: Path) -> None:
@@ -197,7 +197,7 @@ def test_a_rayjob_calls_launch_ray(out: Path) -> None:
     assert name == "cl-jax" and made["spec"]["shutdownAfterJobFinishes"] is True
     assert made["spec"]["backoffLimit"] == 0  # it ends by 1 where a shard is a mistake, which nobody tries again
     command = options.parse(words)
-    assert (command.engine, command.out, command.cpus, command.gpus) == ("ray", out, 4, 1)
+    assert (command.engine, command.out, command.cpus, command.gpus) == ("ray", str(out), 4, 1)
     cluster = made["spec"]["rayClusterSpec"]
     (group,) = cluster["workerGroupSpecs"]
     assert group["replicas"] == 3 and cluster["headGroupSpec"]["rayStartParams"] == {"num-cpus": "0"}
