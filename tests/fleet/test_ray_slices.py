@@ -25,7 +25,7 @@ from launch import ray_slices  # noqa: E402
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]  # Ray's own warnings
 # Each try starts seven processes of Ray a host: minutes on two cores, and limits that a busy machine passes.
 on_cluster = pytest.mark.skipif(
-    "CL_JAX_RAY_SLICES" not in os.environ, reason="slices on Ray take minutes and a quiet machine: CL_JAX_RAY_SLICES=1"
+    "CL_JAX_RAY" not in os.environ, reason="slices on Ray take minutes and a quiet machine: CL_JAX_RAY=1"
 )
 NODE = {"include_dashboard": False, "object_store_memory": 80_000_000}
 # A node that is killed is known in seconds, and one that a busy machine keeps waiting is not taken for one.
