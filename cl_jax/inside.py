@@ -2,7 +2,8 @@
 
 A wave is trained in calls of a few seconds. Between two of them the process may be asked to leave: it saves the state
 of every member and how many of the task's steps that member has behind it, and whoever takes the shard up goes on from
-exactly there. Steps and batches are addressed by task and step, so that nothing else has to be known.
+exactly there; of steps so slow that a chunk of them takes several calls, from the beginning of the chunk. Steps and
+batches are addressed by task and step, so that nothing else has to be known.
 """
 
 import math

@@ -106,7 +106,8 @@ def train_task(
 
     Args:
         begin: steps that `state` has behind it, as `between` was told them.
-        between: told the state and the steps behind it wherever training may be broken off and go on from there.
+        between: told the state and the steps behind it wherever training may go on from, between two chunks; where it
+            is to leave between two calls of a chunk, the state before that chunk.
     """
     steps, count, feed = crew.members[0].entry.run.steps, len(wave.places), feed_of(crew, wave)
     chunk, whole = crew.windows.chunk, chunk_steps(steps)
@@ -183,7 +184,7 @@ def chunk_steps(steps: int, most: int = CHUNK_STEPS) -> int:
 def call_steps(run: Run, data: Data, wave: int) -> int:
     """Steps of one call that trains so many members: a chunk's, or a divisor of them where those would take long."""
     whole = chunk_steps(run.steps)
-    # As if one device computed the wave: it may lie on any number of them, and too short a call costs little.
+    # As if every device had its share of the wave, at a rate that is guessed too low: too short a call costs little.
     most = CALL_SECONDS * guessed_rate() * jax.local_device_count() / max(1, wave * flops.of_a_step(run, data))
     # Never one, if it can be helped: a loop of one round is compiled as none, which may round otherwise.
     sizes = [size for size in range(2, whole + 1) if whole % size == 0] or [1]

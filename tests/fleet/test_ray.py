@@ -1,6 +1,5 @@
 """launch/ray_tasks.py on two local nodes. Runs where Ray is installed beside cl_jax: `pip install 'cl_jax[ray]'`."""
 
-import os
 import shutil
 import sys
 import threading
@@ -19,11 +18,7 @@ from ray.cluster_utils import Cluster  # noqa: E402
 
 from launch import ray_tasks  # noqa: E402
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.filterwarnings("ignore"),  # Ray's own warnings
-    pytest.mark.skipif("CL_JAX_RAY" not in os.environ, reason="a Ray cluster takes a quiet machine: CL_JAX_RAY=1"),
-]
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]  # Ray's own warnings
 NODE = {"include_dashboard": False, "object_store_memory": 80_000_000}
 FAKE = """
 import os, signal, sys
